@@ -1,0 +1,108 @@
+"""Checkpoints of a training: resuming from one gives the same result as never having stopped."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from ultra.errors import RunDirectoryError
+from ultra.policy import flatten, unflatten
+
+if TYPE_CHECKING:
+    from ultra.ppo import Learner
+    from ultra.rollout import Environments
+
+
+def pack_bytes(items: list[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Join byte strings into one array and their end offsets (len(items),)."""
+    ends = np.cumsum([len(item) for item in items], dtype=np.int64)
+    return np.frombuffer(b"".join(items), dtype=np.uint8), ends
+
+
+def unpack_bytes(joined: NDArray[np.uint8], ends: NDArray[np.int64]) -> list[bytes]:
+    """Inverse of `pack_bytes`."""
+    starts = [0, *ends[:-1].tolist()]
+    whole = joined.tobytes()
+    return [whole[start:end] for start, end in zip(starts, ends.tolist(), strict=True)]
+
+
+def save_checkpoint(learner: Learner, environments: Environments) -> bytes:
+    """Everything that training changes, as the bytes of an `.npz` file without pickles."""
+    normalizer = learner.policy.normalizer
+    episodes = environments.episodes
+    states, ends = pack_bytes(environments.batch.snapshots(range(environments.batch.size)))
+    arrays: dict[str, NDArray[Any]] = {
+        "states": states,
+        "ends": ends,
+        "mean": normalizer.mean,
+        "variance": normalizer.variance,
+        "returns": episodes.returns,
+        "lengths": episodes.lengths,
+        "discounted": episodes.discounted,
+        "ordinary": episodes.ordinary,
+        "recent_returns": np.array(episodes.recent_returns),
+        "recent_lengths": np.array(episodes.recent_lengths, np.int64),
+    }
+    arrays |= {f"params.{name}": array for name, array in flatten(learner.policy.params).items()}
+    arrays |= {f"optimizer.{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(learner.optimizer_state))}
+    header = {
+        "steps": learner.steps,
+        "finished": episodes.finished,
+        "normalizer": [normalizer.count, normalizer.reward_variance, normalizer.reward_count],
+        "rng": environments.rng.bit_generator.state,
+        "guidance": environments.guidance.state() if environments.guidance is not None else None,
+    }
+    arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def load_checkpoint(path: Path, learner: Learner, environments: Environments) -> None:
+    """Put a learner and its environments into the saved state.
+
+    Raises:
+        RunDirectoryError: if the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        header = json.loads(arrays["header"].tobytes())
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise RunDirectoryError(f"checkpoint {path} is damaged ({error}): delete it to start this stage anew") from error
+    count, reward_variance, reward_count = header["normalizer"]
+    learner.policy = replace(
+        learner.policy,
+        params=unflatten({k.removeprefix("params."): v for k, v in arrays.items() if k.startswith("params.")}),
+        normalizer=replace(
+            learner.policy.normalizer,
+            mean=arrays["mean"],
+            variance=arrays["variance"],
+            count=count,
+            reward_variance=reward_variance,
+            reward_count=reward_count,
+        ),
+    )
+    tree = jax.tree.structure(learner.optimizer_state)
+    leaves = [jnp.asarray(arrays[f"optimizer.{i}"]) for i in range(tree.num_leaves)]
+    learner.optimizer_state = jax.tree.unflatten(tree, leaves)
+    learner.steps = header["steps"]
+    environments.rng.bit_generator.state = header["rng"]
+    episodes = environments.episodes
+    for name in ("returns", "lengths", "discounted", "ordinary"):
+        setattr(episodes, name, arrays[name])
+    episodes.recent_returns.extend(arrays["recent_returns"].tolist())
+    episodes.recent_lengths.extend(arrays["recent_lengths"].tolist())
+    episodes.finished = header["finished"]
+    if environments.guidance is not None and header["guidance"] is not None:
+        environments.guidance.load_state(header["guidance"])
+    environments.resume(unpack_bytes(arrays["states"], arrays["ends"]))

@@ -1,0 +1,218 @@
+"""Settings, one frozen record for each stage. Every field's docstring is its `--help` text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ultra.errors import UltraError
+
+METHODS = ("none", "ppo", "ultra-a", "ultra-r", "ultra-ra")
+Method = Literal["none", "ppo", "ultra-a", "ultra-r", "ultra-ra"]
+
+
+def _check(holds: bool, name: str, value: object, needed: str) -> None:
+    if not holds:
+        option = name.replace("_", "-")
+        raise UltraError(f"--{option} is {value}, but must be {needed}")
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Proximal policy optimisation (Schulman et al., arXiv 1707.06347), the same for every method."""
+
+    environments: int = 32
+    """Environments that step together."""
+    rollout_steps: int = 128
+    """Steps of each environment between updates."""
+    minibatch: int = 256
+    """Samples in a gradient step."""
+    epochs: int = 10
+    """Passes over each rollout."""
+    learning_rate: float = 3e-4
+    """Adam's step size."""
+    anneal: bool = False
+    """Let the learning rate fall linearly to zero."""
+    gamma: float = 0.99
+    """Discount of future reward for each step."""
+    gae_lambda: float = 0.95
+    """Decay of the generalised advantage estimate (arXiv 1506.02438)."""
+    clip: float = 0.2
+    """How far the probability ratio may leave 1."""
+    entropy: float = 0.0
+    """Weight of the entropy bonus."""
+    value: float = 0.5
+    """Weight of the value loss."""
+    gradient_norm: float = 0.5
+    """Gradients are scaled down to this norm."""
+
+    def __post_init__(self) -> None:
+        for name in ("environments", "rollout_steps", "minibatch", "epochs"):
+            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
+        for name in ("gamma", "gae_lambda"):
+            _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
+        _check(
+            self.samples % self.minibatch == 0,
+            "minibatch",
+            self.minibatch,
+            f"a divisor of environments x rollout-steps = {self.samples}",
+        )
+
+    @property
+    def samples(self) -> int:
+        """Steps in one rollout of all environments."""
+        return self.environments * self.rollout_steps
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """Stage 1: trajectories of the policy."""
+
+    episodes: int = 8
+    """Episodes to collect for the analyst."""
+    share: float = 0.1
+    """At most this share of the step budget."""
+
+    def __post_init__(self) -> None:
+        _check(self.episodes >= 1, "episodes", self.episodes, "at least 1")
+        _check(0 < self.share < 1, "share", self.share, "between 0 and 1")
+
+
+@dataclass(frozen=True)
+class AnalyseConfig:
+    """Stage 2: critical states and advice."""
+
+    states: int = 12
+    """Critical states to look for, over all episodes."""
+    share: float = 0.1
+    """The `search` analyst's share of the step budget."""
+    candidates: int = 8
+    """Plans that `search` compares at each candidate state."""
+    plan_steps: int = 16
+    """Longest plan; advice may be up to 16 discrete actions or 30 steps of continuous ones."""
+    horizon: int = 64
+    """Steps of a simulated branch before the value estimate takes over."""
+
+    def __post_init__(self) -> None:
+        _check(self.states >= 1, "states", self.states, "at least 1")
+        _check(0 < self.share < 1, "share", self.share, "between 0 and 1")
+        _check(self.candidates >= 2, "candidates", self.candidates, "at least 2")
+        _check(1 <= self.plan_steps <= 16, "plan_steps", self.plan_steps, "between 1 and 16")
+        _check(self.horizon > self.plan_steps, "horizon", self.horizon, f"longer than a plan ({self.plan_steps})")
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Stage 3: every advice is tried in the simulator before it is trained on."""
+
+    share: float = 0.1
+    """Share of the step budget for verification."""
+    branches: int = 64
+    """Most paired branches for one advice."""
+    confidence: float = 0.95
+    """Confidence of the interval on which the verdict rests."""
+
+    def __post_init__(self) -> None:
+        _check(0 < self.share < 1, "share", self.share, "between 0 and 1")
+        _check(self.branches >= 4, "branches", self.branches, "at least 4")
+        _check(0.5 < self.confidence < 1, "confidence", self.confidence, "between 0.5 and 1")
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """How advice modulates training (equations 1 and 2 of arXiv 2505.20671)."""
+
+    trust: Literal["helps", "all"] = "helps"
+    """`helps`: only advice that verification found helpful; `all`: the paper's behaviour, unverified."""
+    estimator: Literal["corrected", "paper"] = "corrected"
+    """What overwritten steps do in the update: left out and imitated, or treated as the policy's own."""
+    strength: float = 1.0
+    """Strength of all modulation at the start; 0 is plain PPO."""
+    lam: float = 1.0
+    """Lambda of equation 2: scale of the implicit reward, in units of the mean absolute reward."""
+    imitation: float = 0.1
+    """Weight of the imitation of verified advice (corrected estimator)."""
+    anneal_until: float = 0.6
+    """Share of training after which modulation has fallen to zero."""
+    restart: float = 0.1
+    """Probability that a training episode starts from a critical state."""
+    radius: float = 0.0
+    """Matching distance in standardised facts; 0 calibrates it from consecutive states."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.strength <= 1, "strength", self.strength, "between 0 and 1")
+        _check(self.lam >= 0, "lam", self.lam, "at least 0")
+        _check(self.imitation >= 0, "imitation", self.imitation, "at least 0")
+        _check(0 < self.anneal_until <= 1, "anneal_until", self.anneal_until, "in (0, 1]")
+        _check(0 <= self.restart <= 1, "restart", self.restart, "between 0 and 1")
+        _check(self.radius >= 0, "radius", self.radius, "at least 0")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Comparison of the refined policy with the one it started from, on fresh seeds."""
+
+    episodes: int = 20
+    """Episodes for each policy."""
+
+    def __post_init__(self) -> None:
+        _check(self.episodes >= 2, "episodes", self.episodes, "at least 2")
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """Everything that decides a refinement."""
+
+    task: str
+    """A known task (`ultra tasks`) or a Gymnasium id."""
+    policy: str
+    """Directory of the policy to refine."""
+    method: Method = "ultra-ra"
+    """`none` only evaluates; `ppo` fine-tunes plainly; `ultra-*` use advice on actions, rewards or both."""
+    analyst: str = "search"
+    """Who reads the episodes: `search` (simulated branches, no language model) or `random` (the control)."""
+    steps: int = 200_000
+    """The whole budget of environment steps: collection, analysis, verification and training."""
+    seed: int = 0
+    """Seed of everything random."""
+    rounds: int = 1
+    """How often to collect, analyse and train, dividing the budget evenly."""
+    sticky: float = 0.0
+    """Probability that an Atari console repeats the previous action."""
+    workers: int = 0
+    """Cores for stepping environments; 0 uses all."""
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    analyse: AnalyseConfig = field(default_factory=AnalyseConfig)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        _check(self.method in METHODS, "method", self.method, f"one of {', '.join(METHODS)}")
+        _check(self.steps >= 1, "steps", self.steps, "at least 1")
+        _check(self.rounds >= 1, "rounds", self.rounds, "at least 1")
+        _check(0 <= self.sticky < 1, "sticky", self.sticky, "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training from scratch."""
+
+    task: str
+    """A known task (`ultra tasks`) or a Gymnasium id."""
+    steps: int = 300_000
+    """Environment steps."""
+    seed: int = 0
+    """Seed of everything random."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers of actor and critic."""
+    normalize: bool = True
+    """Learn the mean and deviation of observations, and the scale of rewards."""
+    sticky: float = 0.0
+    """Probability that an Atari console repeats the previous action."""
+    workers: int = 0
+    """Cores for stepping environments; 0 uses all."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

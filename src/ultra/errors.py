@@ -1,0 +1,33 @@
+"""Errors that a user can mend: each says what, with the value, and how to put it right."""
+
+from __future__ import annotations
+
+
+class UltraError(ValueError):
+    """A problem with what the user gave; the command line prints it as one line.
+
+    Attributes:
+        exit_status: the status with which the command line ends.
+    """
+
+    exit_status = 2
+
+
+class PolicyError(UltraError):
+    """A policy that is missing, damaged, not finite or made for other spaces."""
+
+
+class RunDirectoryError(UltraError):
+    """A run directory that is missing, damaged or belongs to another command."""
+
+
+class DivergedError(UltraError):
+    """Training or simulation produced numbers that are not finite."""
+
+
+class BudgetExceededError(UltraError):
+    """More environment steps were asked for than the budget holds."""
+
+
+class WorkerError(RuntimeError):
+    """An environment worker process failed; the message holds its traceback."""

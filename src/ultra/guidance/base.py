@@ -1,0 +1,78 @@
+"""The protocol of guidance: what a method may change in the one training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from ultra.policy import Params
+from ultra.spaces import Actions
+from ultra.tasks.batch import Facts, Indices, Observations, Snapshot
+
+LossTerm = Callable[[Params, Mapping[str, jax.Array]], jax.Array]
+"""(params, minibatch) -> a scalar that is added to PPO's loss. The minibatch holds `observations`
+(normalised), `actions`, `outputs` of the actor, `replaced` and `weights`, each with a leading axis."""
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """What guidance did to the actions of one step."""
+
+    actions: Actions
+    """(n,) or (n, dim): what is executed."""
+    replaced: NDArray[np.bool_]
+    """(n,): where that is not the policy's own choice."""
+    weights: NDArray[np.float32]
+    """(n,): how much the executed action is worth imitating, 0 to 1; for the loss term."""
+
+
+class Guidance(Protocol):
+    """Modulates training. With no guidance the loop is plain PPO, bit for bit."""
+
+    @property
+    def needs_facts(self) -> bool:
+        """Whether `act` and `reward` look at facts; they are not computed otherwise."""
+        ...
+
+    @property
+    def drops_replaced(self) -> bool:
+        """Whether replaced steps are left out of the surrogate and cut the lambda-return."""
+        ...
+
+    @property
+    def loss(self) -> LossTerm | None:
+        """A further term of the loss, or None. The same object throughout a training."""
+        ...
+
+    def progress(self, fraction: float) -> None:
+        """Told before each rollout which share of training is over."""
+        ...
+
+    def start(self, indices: Indices) -> list[Snapshot | None]:
+        """Episodes are starting: for each, a snapshot to start from, or None for the task's own start."""
+        ...
+
+    def act(self, observations: Observations, facts: Facts | None, actions: Actions) -> Intervention:
+        """May replace the actions (already inside their bounds) that the policy chose for these states."""
+        ...
+
+    def reward(self, facts: Facts | None, actions: Actions, rewards: NDArray[np.float64]) -> NDArray[np.float64]:
+        """May change the rewards of the step; `facts` are those of the states before it."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """Figures since the last call, for the logs; names start with `guidance/`."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold to resume: plain JSON values."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`."""
+        ...

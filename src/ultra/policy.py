@@ -1,0 +1,365 @@
+"""Actor-critic policies: Gaussian or categorical MLPs in JAX, saved as JSON and safetensors."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from ultra.errors import PolicyError
+from ultra.files import write_atomically
+from ultra.spaces import Actions, ActionSpace, Continuous, Discrete, from_json, to_json
+from ultra.tasks.batch import Observations
+
+Params = dict[str, Any]
+"""Weights as a tree of arrays: `actor` and `critic` are lists of {w, b}; `log_std` for continuous actions."""
+
+FORMAT = 1
+_LOG_2PI = float(np.log(2 * np.pi))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Shape of a policy: separate actor and critic MLPs with tanh between the layers."""
+
+    observation_size: int
+    action_space: ActionSpace
+    hidden: tuple[int, ...] = (64, 64)
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """Statistics by which observations are centred and rewards scaled.
+
+    Attributes:
+        mean, variance: (observation_size,) float64, of the observations seen.
+        count: observations seen; 0 leaves observations as they are.
+        reward_variance: mean square of the discounted return; rewards are divided by its root.
+        reward_count: returns seen; 0 leaves rewards as they are.
+        clip: normalised observations are cut to [-clip, clip].
+    """
+
+    mean: NDArray[np.float64]
+    variance: NDArray[np.float64]
+    count: float = 0.0
+    reward_variance: float = 1.0
+    reward_count: float = 0.0
+    clip: float = 10.0
+
+    @classmethod
+    def identity(cls, size: int) -> Normalizer:
+        """Statistics that change nothing."""
+        return cls(np.zeros(size), np.ones(size))
+
+    @property
+    def reward_scale(self) -> float:
+        """What rewards are divided by before learning; the critic predicts returns in these units."""
+        return float(np.sqrt(self.reward_variance + 1e-8)) if self.reward_count else 1.0
+
+    def arrays(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Shift, factor (observation_size,) and clip () as float32, for compiled functions."""
+        if not self.count:
+            shift, factor, clip = np.zeros_like(self.mean), np.ones_like(self.mean), np.inf
+        else:
+            shift, factor, clip = self.mean, 1.0 / np.sqrt(self.variance + 1e-8), self.clip
+        return shift.astype(np.float32), factor.astype(np.float32), np.float32(clip)  # type: ignore[return-value]
+
+    def with_observations(self, observations: NDArray[Any]) -> Normalizer:
+        """Take in observations (k, observation_size)."""
+        sample = observations.mean(axis=0, dtype=np.float64), observations.var(axis=0, dtype=np.float64)
+        mean, variance, count = _merge((self.mean, self.variance, self.count), (*sample, len(observations)))
+        return replace(self, mean=mean, variance=variance, count=count)
+
+    def with_returns(self, returns: NDArray[Any]) -> Normalizer:
+        """Take in discounted returns since the beginning of episodes, of any shape."""
+        old = (0.0, self.reward_variance, self.reward_count)
+        _, variance, count = _merge(old, (0.0, float(np.square(returns).mean()), returns.size))
+        return replace(self, reward_variance=float(variance), reward_count=float(count))
+
+
+def _merge(a: tuple[Any, Any, float], b: tuple[Any, Any, float]) -> tuple[Any, Any, float]:
+    """Mean, variance and count of two samples together (Chan et al., 1979)."""
+    total = a[2] + b[2]
+    gap = b[0] - a[0]
+    mean = a[0] + gap * b[2] / total
+    variance = (a[1] * a[2] + b[1] * b[2] + gap**2 * a[2] * b[2] / total) / total
+    return mean, variance, total
+
+
+class Decision(NamedTuple):
+    """What a policy does with observations (n, observation_size)."""
+
+    actions: Actions
+    """(n,) int64, or (n, dim) float32 not yet clipped to the bounds."""
+    log_probs: NDArray[np.float32]
+    """(n,) of these actions."""
+    values: NDArray[np.float32]
+    """(n,) the critic's estimate, in units of the reward scale."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """An actor-critic with its normalisation. Immutable: training returns new ones."""
+
+    architecture: Architecture
+    params: Params
+    normalizer: Normalizer
+
+    def decide(self, observations: Observations, noise: NDArray[np.float32]) -> Decision:
+        """Choose actions.
+
+        Args:
+            observations: (n, observation_size).
+            noise: (n, size) from `draw_noise`; zeros give the most likely action. The same noise at
+                two states is what makes paired branches use common random numbers.
+        """
+        actions, log_probs, values = decide_function(self.architecture)(
+            self.params, self.normalizer.arrays(), observations, noise
+        )
+        kind = np.int64 if isinstance(self.architecture.action_space, Discrete) else np.float32
+        return Decision(np.asarray(actions).astype(kind, copy=False), np.asarray(log_probs), np.asarray(values))
+
+    def draw_noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Noise (*shape, size) for `decide`: normal, or Gumbel for discrete actions."""
+        space = self.architecture.action_space
+        full = (*shape, space.size)
+        if isinstance(space, Discrete):
+            return (-np.log(rng.standard_exponential(full, dtype=np.float32))).astype(np.float32)
+        return rng.standard_normal(full, dtype=np.float32)
+
+    def values(self, observations: Observations) -> NDArray[np.float64]:
+        """The critic's estimate (n,) of the discounted return, in units of the task's reward."""
+        noise = np.zeros((len(observations), self.architecture.action_space.size), np.float32)
+        return self.decide(observations, noise).values.astype(np.float64) * self.normalizer.reward_scale
+
+    def check_finite(self, where: str) -> None:
+        """Raise a PolicyError that names the array if any weight is not finite."""
+        for name, array in flatten(self.params).items():
+            if not np.isfinite(array).all():
+                bad = int((~np.isfinite(array)).sum())
+                raise PolicyError(f"{where}: {bad} of {array.size} weights of {name!r} are not finite (NaN or infinite)")
+
+
+def create_policy(architecture: Architecture, rng: np.random.Generator) -> Policy:
+    """A fresh policy with orthogonal weights, as Stable-Baselines3 draws them."""
+    space = architecture.action_space
+    params: Params = {
+        "actor": _layers(rng, architecture, space.size, last_gain=0.01),
+        "critic": _layers(rng, architecture, 1, last_gain=1.0),
+    }
+    if isinstance(space, Continuous):
+        params["log_std"] = jnp.zeros(space.size, jnp.float32)
+    return Policy(architecture, params, Normalizer.identity(architecture.observation_size))
+
+
+def _layers(rng: np.random.Generator, architecture: Architecture, outputs: int, last_gain: float) -> list[Params]:
+    sizes = [architecture.observation_size, *architecture.hidden, outputs]
+    gains = [float(np.sqrt(2))] * len(architecture.hidden) + [last_gain]
+    layers = []
+    for rows, columns, gain in zip(sizes, sizes[1:], gains, strict=False):
+        tall = rng.standard_normal((max(rows, columns), min(rows, columns)))
+        q, r = np.linalg.qr(tall)
+        q = q * np.sign(np.diag(r))
+        weight = q if rows >= columns else q.T
+        layers.append({"w": jnp.asarray(gain * weight, jnp.float32), "b": jnp.zeros(columns, jnp.float32)})
+    return layers
+
+
+def _mlp(layers: list[Params], x: jax.Array) -> jax.Array:
+    for layer in layers[:-1]:
+        x = jnp.tanh(x @ layer["w"] + layer["b"])
+    return x @ layers[-1]["w"] + layers[-1]["b"]
+
+
+def normalize(arrays: tuple[Any, Any, Any], observations: jax.Array) -> jax.Array:
+    """Centre, scale and cut observations (inside compiled functions)."""
+    shift, factor, clip = arrays
+    return jnp.clip((observations - shift) * factor, -clip, clip)
+
+
+def actor_critic(params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Outputs of the actor (n, size) and of the critic (n,) for normalised observations."""
+    return _mlp(params["actor"], x), _mlp(params["critic"], x)[:, 0]
+
+
+def log_prob(params: Params, outputs: jax.Array, actions: jax.Array) -> jax.Array:
+    """Log-probabilities (n,) of actions under the actor's outputs (n, size)."""
+    if "log_std" not in params:
+        choice: jax.Array = jnp.take_along_axis(jax.nn.log_softmax(outputs), actions[:, None].astype(int), axis=1)
+        return choice[:, 0]
+    deviations = (actions - outputs) * jnp.exp(-params["log_std"])
+    density: jax.Array = (-0.5 * deviations**2 - params["log_std"] - 0.5 * _LOG_2PI).sum(axis=1)
+    return density
+
+
+def entropy(params: Params, outputs: jax.Array) -> jax.Array:
+    """Mean entropy of the action distributions."""
+    if "log_std" not in params:
+        logs = jax.nn.log_softmax(outputs)
+        mean: jax.Array = -(jnp.exp(logs) * logs).sum(axis=1).mean()
+        return mean
+    total: jax.Array = (params["log_std"] + 0.5 * (1 + _LOG_2PI)).sum()
+    return total
+
+
+@cache
+def decide_function(architecture: Architecture) -> Any:
+    """The compiled forward pass: (params, normalizer arrays, observations, noise) -> Decision."""
+    discrete = isinstance(architecture.action_space, Discrete)
+
+    @jax.jit
+    def decide(params: Params, arrays: Any, observations: Any, noise: Any) -> tuple[Any, Any, Any]:
+        outputs, values = actor_critic(params, normalize(arrays, observations))
+        if discrete:
+            actions = jnp.argmax(outputs + noise, axis=1)
+        else:
+            actions = outputs + jnp.exp(params["log_std"]) * noise
+        return actions, log_prob(params, outputs, actions), values
+
+    return decide
+
+
+@cache
+def log_prob_function() -> Any:
+    """Compiled: (params, normalizer arrays, observations, actions) -> log-probabilities (n,)."""
+
+    @jax.jit
+    def function(params: Params, arrays: Any, observations: Any, actions: Any) -> Any:
+        outputs, _ = actor_critic(params, normalize(arrays, observations))
+        return log_prob(params, outputs, actions)
+
+    return function
+
+
+def flatten(params: Params, prefix: str = "") -> dict[str, NDArray[Any]]:
+    """A tree of arrays as one dictionary: `actor.0.w`, `critic.1.b`, ..."""
+    flat: dict[str, NDArray[Any]] = {}
+    items = params.items() if isinstance(params, dict) else enumerate(params)
+    for key, value in items:
+        if isinstance(value, dict | list):
+            flat |= flatten(value, f"{prefix}{key}.")  # type: ignore[arg-type]
+        else:
+            flat[f"{prefix}{key}"] = np.asarray(value)
+    return flat
+
+
+def unflatten(flat: Mapping[str, NDArray[Any]]) -> Params:
+    """Inverse of `flatten` for the parameters of a policy."""
+    params: Params = {}
+    for net in ("actor", "critic"):
+        depth = sum(key.startswith(f"{net}.") and key.endswith(".w") for key in flat)
+        params[net] = [{part: jnp.asarray(flat[f"{net}.{i}.{part}"]) for part in ("w", "b")} for i in range(depth)]
+    if "log_std" in flat:
+        params["log_std"] = jnp.asarray(flat["log_std"])
+    return params
+
+
+def save_policy(policy: Policy, directory: Path, about: Mapping[str, Any] | None = None) -> None:
+    """Write a policy as `policy.json` and `weights.safetensors`; each file appears whole or not at all.
+
+    Args:
+        policy: what to save.
+        directory: made if it does not exist.
+        about: how the policy was made; kept in `policy.json` under `about`.
+
+    Raises:
+        PolicyError: if a weight is not finite.
+    """
+    from safetensors.numpy import save
+
+    policy.check_finite("cannot save the policy")
+    directory.mkdir(parents=True, exist_ok=True)
+    architecture, normalizer = policy.architecture, policy.normalizer
+    arrays = flatten(policy.params) | {
+        "normalizer.mean": normalizer.mean,
+        "normalizer.variance": normalizer.variance,
+    }
+    header = {
+        "format": FORMAT,
+        "observation_size": architecture.observation_size,
+        "action_space": to_json(architecture.action_space),
+        "hidden": list(architecture.hidden),
+        "normalizer": {
+            "count": normalizer.count,
+            "reward_variance": normalizer.reward_variance,
+            "reward_count": normalizer.reward_count,
+            "clip": normalizer.clip,
+        },
+        "about": dict(about or {}),
+    }
+    write_atomically(directory / "weights.safetensors", save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+    write_atomically(directory / "policy.json", json.dumps(header, indent=2).encode() + b"\n")
+
+
+def load_policy(directory: str | os.PathLike[str]) -> Policy:
+    """Read a policy that `save_policy` wrote.
+
+    Raises:
+        PolicyError: if a file is missing, damaged, of another format, or holds weights that are not finite.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    path = Path(directory)
+    if not path.exists():
+        raise PolicyError(f"no policy at {path}: give the directory that holds policy.json")
+    if not (path / "policy.json").is_file():
+        raise PolicyError(f"{path} holds no policy.json: it is not a policy saved by ultra")
+    try:
+        header = json.loads((path / "policy.json").read_text(encoding="utf-8"))
+        if header["format"] != FORMAT:
+            raise PolicyError(f"{path}: policy format {header['format']} is not {FORMAT}: update ultra")
+        flat = load((path / "weights.safetensors").read_bytes())
+        architecture = Architecture(
+            header["observation_size"], from_json(header["action_space"]), tuple(header["hidden"])
+        )
+        normalizer = Normalizer(flat.pop("normalizer.mean"), flat.pop("normalizer.variance"), **header["normalizer"])
+        params = unflatten(flat)
+    except PolicyError:
+        raise
+    except (OSError, json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as error:
+        raise PolicyError(f"{path}: the policy is missing a file or damaged ({error}): copy or train it again") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise PolicyError(f"{path}: the policy's header is incomplete ({error!r}): copy or train it again") from error
+    policy = Policy(architecture, params, normalizer)
+    _check_shapes(policy, path)
+    policy.check_finite(str(path))
+    return policy
+
+
+def _check_shapes(policy: Policy, path: Path) -> None:
+    """Compare the weights with the shapes that the header promises."""
+    architecture = policy.architecture
+    for net, outputs in (("actor", architecture.action_space.size), ("critic", 1)):
+        sizes = [architecture.observation_size, *architecture.hidden, outputs]
+        wanted = list(zip(sizes, sizes[1:], strict=False))
+        found = [tuple(layer["w"].shape) for layer in policy.params[net]]
+        if found != wanted:
+            raise PolicyError(f"{path}: weights of the {net} have shapes {found}, but the header says {wanted}")
+
+
+def check_fits(policy: Policy, name: str, observation_size: int, space: ActionSpace) -> None:
+    """Check that a policy can act in a task.
+
+    Raises:
+        PolicyError: naming the shapes of both, if they differ.
+    """
+    own = policy.architecture
+    if own.observation_size != observation_size:
+        raise PolicyError(
+            f"the policy takes observations of shape ({own.observation_size},), but {name} gives "
+            f"({observation_size},): was it trained on another task?"
+        )
+    if own.action_space != space:
+        raise PolicyError(
+            f"the policy has actions {own.action_space}, but {name} takes {space}: was it trained on another task?"
+        )

@@ -1,0 +1,318 @@
+"""Proximal policy optimisation (Schulman et al., arXiv 1707.06347): the one training loop.
+
+Where to start reading: `train` below, then `Environments.rollout` in `ultra.rollout`, which holds
+the hooks through which a method guides training.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ultra.budget import StepBudget
+from ultra.checkpoint import load_checkpoint, save_checkpoint
+from ultra.config import PPOConfig
+from ultra.errors import DivergedError, UltraError
+from ultra.files import write_atomically
+from ultra.guidance.base import Guidance, LossTerm
+from ultra.policy import Architecture, Params, Policy, actor_critic, entropy, log_prob, normalize
+from ultra.rollout import Environments, Rollout
+from ultra.tasks.task import Task
+
+CHECKPOINT_SECONDS = 20.0
+"""A checkpoint is written at most this often, and when training is interrupted."""
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one rollout and its update gave, for logs, curves and progress bars."""
+
+    steps: int
+    """Training steps so far."""
+    total: int
+    """Training steps of the whole training."""
+    seconds: float
+    """Duration of the iteration."""
+    returns: tuple[float, ...]
+    """Returns of the episodes that finished lately, without guidance's rewards."""
+    metrics: dict[str, float]
+    """TensorBoard names and values."""
+
+
+@dataclass
+class Learner:
+    """What training changes: all of it is in a checkpoint."""
+
+    policy: Policy
+    optimizer_state: Any
+    steps: int = 0
+
+
+def optimizer(config: PPOConfig) -> optax.GradientTransformation:
+    """Adam behind a cap on the gradient's norm; the learning rate is applied in the update."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.gradient_norm), optax.scale_by_adam(eps=1e-5), optax.scale(-1.0)
+    )
+
+
+def advantages(rollout: Mapping[str, jax.Array], gamma: float, lam: float) -> jax.Array:
+    """Generalised advantage estimates (T, n) (Schulman et al., arXiv 1506.02438).
+
+    Args:
+        rollout: `rewards`, `values`, `next_values` (T, n), and `cut` (T, n): 1 where the
+            lambda-return must not look beyond the step.
+        gamma: discount.
+        lam: decay of the lambda-return.
+    """
+    errors = rollout["rewards"] + gamma * rollout["next_values"] - rollout["values"]
+
+    def backward(later: jax.Array, row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        error, cut = row
+        now = error + gamma * lam * (1.0 - cut) * later
+        return now, now
+
+    _, result = jax.lax.scan(backward, jnp.zeros_like(errors[0]), (errors, rollout["cut"]), reverse=True)
+    return result
+
+
+def surrogate(
+    params: Params, batch: Mapping[str, jax.Array], config: PPOConfig, extra: LossTerm | None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """PPO's loss on a minibatch, with figures for the logs. Samples with `kept` 0 take no part."""
+    outputs, values = actor_critic(params, batch["observations"])
+    kept = batch["kept"]
+    count = jnp.maximum(kept.sum(), 1.0)
+
+    def mean(x: jax.Array) -> jax.Array:
+        return (kept * x).sum() / count
+
+    advantage = batch["advantages"]
+    centre = mean(advantage)
+    spread = jnp.sqrt((kept * (advantage - centre) ** 2).sum() / jnp.maximum(count - 1.0, 1.0))
+    advantage = (advantage - centre) / (spread + 1e-8)
+    log_ratio = log_prob(params, outputs, batch["actions"]) - batch["log_probs"]
+    ratio = jnp.exp(log_ratio)
+    clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
+    policy_loss = -mean(jnp.minimum(ratio * advantage, clipped * advantage))
+    value_loss = mean((values - batch["returns"]) ** 2)
+    bonus = entropy(params, outputs)
+    loss = policy_loss + config.value * value_loss - config.entropy * bonus
+    if extra is not None:
+        loss = loss + extra(params, {**batch, "outputs": outputs})
+    return loss, {
+        "train/loss": loss,
+        "train/policy_gradient_loss": policy_loss,
+        "train/value_loss": value_loss,
+        "train/entropy_loss": -bonus,
+        "train/approx_kl": mean(ratio - 1 - log_ratio),
+        "train/clip_fraction": mean((jnp.abs(ratio - 1) > config.clip).astype(jnp.float32)),
+    }
+
+
+@lru_cache(maxsize=32)
+def make_update(architecture: Architecture, config: PPOConfig, extra: LossTerm | None) -> Any:
+    """Compile one update: advantages, then all epochs and minibatches in a single call.
+
+    Returns:
+        (params, optimizer state, normalizer arrays, rollout arrays, permutations
+        (epochs, samples), learning rate) -> (params, optimizer state, metrics).
+    """
+    step = optimizer(config)
+
+    @jax.jit
+    def update(
+        params: Params, state: Any, arrays: Any, rollout: dict[str, jax.Array], order: jax.Array, rate: jax.Array
+    ) -> tuple[Params, Any, dict[str, jax.Array]]:
+        advantage = advantages(rollout, config.gamma, config.gae_lambda)
+        samples = {
+            name: rollout[name].reshape(-1, *rollout[name].shape[2:])
+            for name in ("observations", "actions", "log_probs", "kept", "replaced", "weights")
+        }
+        samples["observations"] = normalize(arrays, samples["observations"])
+        samples["advantages"] = advantage.reshape(-1)
+        samples["returns"] = (advantage + rollout["values"]).reshape(-1)
+
+        def minibatch(carry: tuple[Params, Any], indices: jax.Array) -> tuple[tuple[Params, Any], dict[str, jax.Array]]:
+            params, state = carry
+            batch = {name: array[indices] for name, array in samples.items()}
+            gradients, metrics = jax.grad(surrogate, has_aux=True)(params, batch, config, extra)
+            changes, state = step.update(gradients, state, params)
+            changes = jax.tree.map(lambda change: rate * change, changes)
+            return (optax.apply_updates(params, changes), state), metrics
+
+        (params, state), metrics = jax.lax.scan(minibatch, (params, state), order.reshape(-1, config.minibatch))
+        explained = 1 - jnp.var(samples["returns"] - rollout["values"].reshape(-1)) / jnp.maximum(
+            jnp.var(samples["returns"]), 1e-12
+        )
+        return params, state, {k: v.mean() for k, v in metrics.items()} | {"train/explained_variance": explained}
+
+    return update
+
+
+def _arrays(rollout: Rollout, scale: float, drops_replaced: bool) -> dict[str, Any]:
+    """A rollout as float32 arrays for the compiled update, rewards divided by the reward scale."""
+    replaced = rollout.replaced.astype(np.float32)
+    cut = rollout.done.astype(np.float32)
+    kept = np.ones_like(replaced)
+    if drops_replaced:
+        # A replaced action says nothing about the policy, and what follows it does not follow from
+        # the policy's own earlier actions: the lambda-return of the step before ends there.
+        kept = 1.0 - replaced
+        cut[:-1] = np.maximum(cut[:-1], replaced[1:])
+    return {
+        "observations": rollout.observations,
+        "actions": rollout.actions,
+        "log_probs": rollout.log_probs,
+        "values": rollout.values,
+        "next_values": rollout.next_values,
+        "rewards": (rollout.rewards / scale).astype(np.float32),
+        "cut": cut,
+        "kept": kept,
+        "replaced": replaced,
+        "weights": rollout.weights,
+    }
+
+
+def improve(
+    learner: Learner,
+    rollout: Rollout,
+    config: PPOConfig,
+    rng: np.random.Generator,
+    guidance: Guidance | None,
+    learning_rate: float,
+) -> dict[str, float]:
+    """One update of the learner from one rollout; returns figures for the logs.
+
+    Raises:
+        DivergedError: if the update produces numbers that are not finite; the learner is unchanged.
+    """
+    policy = learner.policy
+    update = make_update(policy.architecture, config, guidance.loss if guidance else None)
+    order = np.stack([rng.permutation(config.samples) for _ in range(config.epochs)])
+    arrays = _arrays(rollout, policy.normalizer.reward_scale, guidance is not None and guidance.drops_replaced)
+    params, state, metrics = update(
+        policy.params, learner.optimizer_state, policy.normalizer.arrays(), arrays, order, np.float32(learning_rate)
+    )
+    figures = {name: float(value) for name, value in metrics.items()}
+    bad = [name for name, value in figures.items() if not np.isfinite(value)]
+    if bad or not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params)):
+        raise DivergedError(
+            f"training diverged after {learner.steps} steps ({', '.join(bad) or 'weights'} not finite): "
+            "lower --ppo.learning-rate; the last checkpoint is kept"
+        )
+    learner.policy = replace(policy, params=params)
+    learner.optimizer_state = state
+    learner.steps += rollout.steps
+    return figures
+
+
+def train(
+    task: Task,
+    policy: Policy,
+    config: PPOConfig,
+    steps: int,
+    rng: np.random.Generator,
+    *,
+    guidance: Guidance | None = None,
+    learn_statistics: bool = False,
+    budget: StepBudget | None = None,
+    observer: Callable[[Iteration], None] = lambda iteration: None,
+    checkpoint: Path | None = None,
+    workers: int = 0,
+) -> Policy:
+    """Train a policy with PPO.
+
+    Args:
+        task: where.
+        policy: where to start.
+        config: hyper-parameters.
+        steps: environment steps; whole rollouts that fit in are taken.
+        rng: source of everything random.
+        guidance: modulates training; None is plain PPO.
+        learn_statistics: whether the normalisation of observations and rewards keeps learning.
+        budget: charged `train` steps.
+        observer: called after every iteration.
+        checkpoint: file from which to resume if it exists, and to write.
+        workers: cores for stepping; 0 uses all.
+
+    Returns:
+        The trained policy.
+
+    Raises:
+        UltraError: if not even one rollout fits into `steps`.
+        DivergedError: if numbers stop being finite.
+    """
+    iterations = steps // config.samples
+    if iterations < 1:
+        raise UltraError(
+            f"{steps} steps are left for training, less than one rollout of {config.samples}: "
+            "raise --steps or lower --ppo.rollout-steps"
+        )
+    learner = Learner(policy, optimizer(config).init(policy.params))
+    batch = task.make_batch(config.environments, workers or None)
+    saved = time.monotonic()
+    memory: bytes | None = None
+    try:
+        environments = Environments(batch, guidance, rng)
+        if checkpoint is not None and checkpoint.exists():
+            load_checkpoint(checkpoint, learner, environments)
+            if budget is not None:
+                budget.charge("train", learner.steps)
+        else:
+            environments.begin()
+        while learner.steps < iterations * config.samples:
+            began = time.monotonic()
+            fraction = learner.steps / (iterations * config.samples)
+            if guidance is not None:
+                guidance.progress(fraction)
+            if checkpoint is not None:
+                memory = save_checkpoint(learner, environments)
+                if began - saved > CHECKPOINT_SECONDS:
+                    write_atomically(checkpoint, memory)
+                    saved = began
+            rollout = environments.rollout(learner.policy, config.rollout_steps, config.gamma)
+            if learn_statistics:
+                normalizer = learner.policy.normalizer.with_returns(rollout.discounted)
+                learner.policy = replace(learner.policy, normalizer=normalizer)
+            rate = config.learning_rate * (1 - fraction if config.anneal else 1)
+            figures = improve(learner, rollout, config, rng, guidance, rate)
+            if learn_statistics:
+                seen = rollout.observations.reshape(-1, task.observation_size)
+                learner.policy = replace(learner.policy, normalizer=normalizer.with_observations(seen))
+            if budget is not None:
+                budget.charge("train", rollout.steps)
+            seconds = time.monotonic() - began
+            metrics = figures | {"train/learning_rate": rate, "time/fps": rollout.steps / seconds}
+            metrics |= _metrics(learner.policy, environments, guidance)
+            returns = tuple(environments.episodes.recent_returns)
+            observer(Iteration(learner.steps, iterations * config.samples, seconds, returns, metrics))
+    except BaseException:
+        if checkpoint is not None and memory is not None:
+            write_atomically(checkpoint, memory)
+        raise
+    finally:
+        batch.close()
+    return learner.policy
+
+
+def _metrics(policy: Policy, environments: Environments, guidance: Guidance | None) -> dict[str, float]:
+    """Figures of the policy, its episodes and its guidance, under TensorBoard's usual names."""
+    episodes = environments.episodes
+    metrics: dict[str, float] = {}
+    if "log_std" in policy.params:
+        metrics["train/std"] = float(jnp.exp(policy.params["log_std"]).mean())
+    if episodes.recent_returns:
+        metrics["rollout/ep_rew_mean"] = float(np.mean(episodes.recent_returns))
+        metrics["rollout/ep_len_mean"] = float(np.mean(episodes.recent_lengths))
+    if guidance is not None:
+        metrics |= guidance.metrics()
+    return metrics

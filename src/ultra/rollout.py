@@ -1,0 +1,205 @@
+"""Rollouts for learning: all environments for a number of steps, with guidance's hooks."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ultra.errors import DivergedError
+from ultra.guidance.base import Guidance
+from ultra.policy import Policy, log_prob_function
+from ultra.tasks.batch import Batch, Facts, Observations, Snapshot
+
+RECENT_EPISODES = 50
+"""Training returns are averaged over so many finished episodes."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What T steps of n environments gave. Arrays are (T, n) but where noted."""
+
+    observations: NDArray[np.float32]
+    """(T, n, observation_size), not normalised."""
+    actions: NDArray[Any]
+    """(T, n) int64 or (T, n, dim) float32: what entered the environment's bounds or was sampled."""
+    log_probs: NDArray[np.float32]
+    values: NDArray[np.float32]
+    next_values: NDArray[np.float32]
+    """The critic at the state after the step: 0 where the task ended, of the last state where it was cut off."""
+    rewards: NDArray[np.float64]
+    """In the task's units, guidance included."""
+    done: NDArray[np.bool_]
+    replaced: NDArray[np.bool_]
+    weights: NDArray[np.float32]
+    discounted: NDArray[np.float64]
+    """The discounted sum of rewards since the episode began, for the reward scale."""
+
+    @property
+    def steps(self) -> int:
+        """Environment steps."""
+        return self.rewards.size
+
+
+@dataclass
+class Episodes:
+    """Running episodes of n environments, and the returns of those that finished lately."""
+
+    returns: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+    discounted: NDArray[np.float64]
+    ordinary: NDArray[np.bool_]
+    """Whether an episode began at the task's own start; only those are counted."""
+    recent_returns: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_EPISODES))
+    recent_lengths: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT_EPISODES))
+    finished: int = 0
+
+    @classmethod
+    def none(cls, size: int) -> Episodes:
+        """No steps taken yet."""
+        return cls(np.zeros(size), np.zeros(size, np.int64), np.zeros(size), np.ones(size, np.bool_))
+
+    def add(self, rewards: NDArray[np.float64], gamma: float) -> None:
+        """Count one step of every environment."""
+        self.returns += rewards
+        self.lengths += 1
+        self.discounted = self.discounted * gamma + rewards
+
+    def finish(self, indices: NDArray[np.intp]) -> None:
+        """Episodes that are over give their returns."""
+        for index in indices:
+            if self.ordinary[index]:
+                self.recent_returns.append(float(self.returns[index]))
+                self.recent_lengths.append(int(self.lengths[index]))
+            self.finished += 1
+        self.returns[indices] = 0.0
+        self.lengths[indices] = 0
+        self.discounted[indices] = 0.0
+
+
+class Environments:
+    """A batch that keeps running between rollouts: current observations, facts and episodes."""
+
+    def __init__(self, batch: Batch, guidance: Guidance | None, rng: np.random.Generator) -> None:
+        self.batch = batch
+        self.guidance = guidance
+        self.rng = rng
+        self.episodes = Episodes.none(batch.size)
+        self.observations: Observations = np.zeros((batch.size, 0), np.float32)
+        self.facts: Facts | None = None
+
+    @property
+    def _needs_facts(self) -> bool:
+        return self.guidance is not None and self.guidance.needs_facts
+
+    def begin(self) -> None:
+        """Start an episode in every environment."""
+        indices = np.arange(self.batch.size)
+        seeds = self.rng.integers(2**31, size=len(indices)).tolist()
+        self.observations = self.batch.reset(indices, seeds)
+        self._move_to_snapshots(indices)
+        self.facts = self.batch.facts() if self._needs_facts else None
+
+    def resume(self, snapshots: list[Snapshot]) -> None:
+        """Put back the states that a checkpoint holds."""
+        self.observations = self.batch.restore(range(self.batch.size), snapshots)
+        self.facts = self.batch.facts() if self._needs_facts else None
+
+    def _restart(self, indices: NDArray[np.intp]) -> None:
+        seeds = self.rng.integers(2**31, size=len(indices)).tolist()
+        self.observations[indices] = self.batch.reset(indices, seeds)
+        self._move_to_snapshots(indices)
+
+    def _move_to_snapshots(self, indices: NDArray[np.intp]) -> None:
+        """Let guidance move some of the starting episodes to its own start states."""
+        self.episodes.ordinary[indices] = True
+        if self.guidance is None:
+            return
+        starts = self.guidance.start(indices)
+        moved = [(i, start) for i, start in zip(indices, starts, strict=True) if start is not None]
+        if moved:
+            where = np.array([i for i, _ in moved])
+            self.observations[where] = self.batch.restore(where, [start for _, start in moved])
+            self.batch.restart_clock(where)
+            self.episodes.ordinary[where] = False
+
+    def rollout(self, policy: Policy, steps: int, gamma: float) -> Rollout:
+        """Let the policy, and guidance if there is any, act for `steps` steps of every environment.
+
+        Raises:
+            DivergedError: if the environment returns a reward or an observation that is not finite.
+        """
+        noise = policy.draw_noise(self.rng, (steps, self.batch.size))
+        space = policy.architecture.action_space
+        rows: dict[str, list[Any]] = {name: [] for name in Rollout.__dataclass_fields__ if name != "next_values"}
+        cut_off: list[tuple[int, NDArray[np.intp], Observations]] = []
+        silent = np.zeros(self.batch.size, np.float32)
+        untouched = np.zeros(self.batch.size, np.bool_)
+        for t in range(steps):
+            observations = self.observations
+            actions, log_probs, values = policy.decide(observations, noise[t])
+            executed = space.clip(actions)
+            replaced, weights = untouched, silent
+            if self.guidance is not None:
+                change = self.guidance.act(observations, self.facts, executed)
+                replaced, weights = change.replaced, change.weights
+                if replaced.any():
+                    executed = change.actions
+                    actions = np.where(_like(replaced, actions), executed, actions)
+                    fresh = log_prob_function()(policy.params, policy.normalizer.arrays(), observations, actions)
+                    log_probs = np.where(replaced, np.asarray(fresh), log_probs)
+            step = self.batch.step(executed)
+            self._check(step.rewards, step.observations, t)
+            rewards = step.rewards
+            if self.guidance is not None:
+                rewards = self.guidance.reward(self.facts, executed, rewards)
+            self.episodes.add(step.rewards, gamma)
+            done = step.done
+            for name, value in (
+                ("observations", observations), ("actions", actions), ("log_probs", log_probs),
+                ("values", values), ("rewards", rewards), ("done", done), ("replaced", replaced),
+                ("weights", weights), ("discounted", self.episodes.discounted.copy()),
+            ):  # fmt: skip
+                rows[name].append(value)
+            self.observations = step.observations
+            over = np.flatnonzero(done)
+            if len(over):
+                late = np.flatnonzero(step.truncated & ~step.terminated)
+                if len(late):
+                    cut_off.append((t, late, step.observations.copy()))
+                self.episodes.finish(over)
+                self._restart(over)
+            if self._needs_facts:
+                self.facts = self.batch.facts()
+        arrays = {name: np.stack(values) for name, values in rows.items()}
+        return Rollout(**arrays, next_values=self._next_values(policy, arrays, cut_off))
+
+    def _next_values(
+        self, policy: Policy, arrays: dict[str, Any], cut_off: list[tuple[int, NDArray[np.intp], Observations]]
+    ) -> NDArray[np.float32]:
+        """The critic at the states after each step (T, n); a time limit does not end a state's value."""
+        silence = np.zeros((self.batch.size, policy.architecture.action_space.size), np.float32)
+        last = policy.decide(self.observations, silence).values
+        following = np.concatenate([arrays["values"][1:], last[None]])
+        following = np.where(arrays["done"], np.float32(0), following)
+        for t, indices, observations in cut_off:
+            following[t, indices] = policy.decide(observations, silence).values[indices]
+        return following
+
+    def _check(self, rewards: NDArray[np.float64], observations: Observations, t: int) -> None:
+        finite = np.isfinite(rewards) & np.isfinite(observations).all(axis=1)
+        if not finite.all():
+            index = int(np.flatnonzero(~finite)[0])
+            raise DivergedError(
+                f"environment {index} returned a value that is not finite {t + 1} steps into the rollout "
+                f"(reward {rewards[index]}, observation {observations[index].tolist()}): "
+                "check the environment; what was saved before is kept"
+            )
+
+
+def _like(mask: NDArray[np.bool_], actions: NDArray[Any]) -> NDArray[np.bool_]:
+    """A mask (n,) in a shape that broadcasts with actions (n,) or (n, dim)."""
+    return mask[:, None] if actions.ndim == 2 else mask

@@ -1,0 +1,83 @@
+"""The batch protocol: environments of one task that step together, with facts and snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ultra.spaces import Actions
+
+Snapshot = bytes
+"""The complete state of one environment: restoring it and replaying actions is bit-identical."""
+
+Observations = NDArray[np.float32]
+"""(n, observation_size)"""
+Facts = NDArray[np.float64]
+"""(n, n_facts), columns in the order of the task's card."""
+Indices = Sequence[int] | NDArray[np.intp]
+"""Which environments of a batch are meant."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of all environments returned; nothing has been reset yet."""
+
+    observations: Observations
+    """(n, observation_size), after the step."""
+    rewards: NDArray[np.float64]
+    """(n,)"""
+    terminated: NDArray[np.bool_]
+    """(n,): the task itself ended; there is no value beyond."""
+    truncated: NDArray[np.bool_]
+    """(n,): the time limit was reached; the state would have had a value."""
+
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        """(n,): the episode is over and the environment must be reset or restored."""
+        return self.terminated | self.truncated
+
+
+class Batch(Protocol):
+    """`size` environments of one task that step together.
+
+    Nothing resets by itself: whoever drives the batch resets or restores the environments whose
+    episode is over. Stepping is a pure function of the state, so equal snapshots and actions give
+    equal results, bit for bit.
+    """
+
+    @property
+    def size(self) -> int:
+        """Number of environments."""
+        ...
+
+    def reset(self, indices: Indices, seeds: Sequence[int]) -> Observations:
+        """Start new episodes; returns the observations (len(indices), observation_size)."""
+        ...
+
+    def step(self, actions: Actions) -> Step:
+        """Step all environments with actions inside the action space."""
+        ...
+
+    def facts(self) -> Facts:
+        """The named quantities of the current states."""
+        ...
+
+    def snapshots(self, indices: Indices) -> list[Snapshot]:
+        """Save the complete states of some environments."""
+        ...
+
+    def restore(self, indices: Indices, snapshots: Sequence[Snapshot]) -> Observations:
+        """Put saved states back, time-limit counter included; returns their observations."""
+        ...
+
+    def restart_clock(self, indices: Indices) -> None:
+        """Give some environments a full time limit again (episodes that start from a snapshot)."""
+        ...
+
+    def close(self) -> None:
+        """Free threads and processes."""
+        ...

@@ -1,0 +1,127 @@
+"""Cards: what a task is about, in words and units that people and language models share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from ultra.errors import UltraError
+from ultra.spaces import ActionSpace, Continuous, Discrete
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A named quantity of a state."""
+
+    name: str
+    """As text and guards speak of it, for instance `torso_pitch`."""
+    unit: str
+    """`m`, `rad`, `px/step`; empty for a plain number."""
+    meaning: str
+    """One line, with the direction in which it grows."""
+    decimals: int = 2
+    """Decimals worth printing."""
+    match: bool = True
+    """Whether likeness of states depends on it (a score or a distance travelled does not)."""
+
+
+@dataclass(frozen=True)
+class ActionMeaning:
+    """A discrete action, or one dimension of a continuous one."""
+
+    name: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a task is about.
+
+    Raises:
+        UltraError: if two facts or two actions share a name.
+    """
+
+    name: str
+    title: str
+    goal: str
+    termination: str
+    reward: str
+    facts: tuple[Fact, ...]
+    actions: tuple[ActionMeaning, ...]
+
+    def __post_init__(self) -> None:
+        for kind, names in (
+            ("facts", [fact.name for fact in self.facts]),
+            ("actions", [action.name for action in self.actions]),
+        ):
+            double = sorted({name for name in names if names.count(name) > 1})
+            if double:
+                raise UltraError(f"card {self.name!r}: {kind} named twice: {', '.join(double)}")
+
+    @property
+    def fact_names(self) -> tuple[str, ...]:
+        """Names of the facts, in the order of a batch's columns."""
+        return tuple(fact.name for fact in self.facts)
+
+    @property
+    def matched(self) -> NDArray[np.intp]:
+        """Columns of the facts on which likeness of states depends."""
+        return np.flatnonzero([fact.match for fact in self.facts])
+
+    def describe_action(self, action: Any, space: ActionSpace) -> str:
+        """An action in words: its name, or each dimension with its value."""
+        if isinstance(space, Discrete):
+            return self.actions[int(action)].name
+        return ", ".join(
+            f"{meaning.name} {float(value):+.2f}" for meaning, value in zip(self.actions, action, strict=True)
+        )
+
+
+def load_card(path: Path) -> Card:
+    """Read a card from YAML.
+
+    Raises:
+        UltraError: if the file is missing, is not YAML or lacks a field (named).
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UltraError(f"cannot read card {path}: {error}") from error
+    try:
+        return Card(
+            name=raw["name"],
+            title=raw["title"],
+            goal=raw["goal"].strip(),
+            termination=raw["termination"].strip(),
+            reward=raw["reward"].strip(),
+            facts=tuple(Fact(**fact) for fact in raw["facts"]),
+            actions=tuple(ActionMeaning(**action) for action in raw["actions"]),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UltraError(f"card {path}: missing or misspelt field: {error}") from error
+
+
+def shipped_card(name: str) -> Card:
+    """Read a card that ships with the package."""
+    return load_card(Path(__file__).parent / "cards" / f"{name}.yaml")
+
+
+def skeleton_card(name: str, observation_size: int, space: ActionSpace) -> Card:
+    """A card for an environment of which only the spaces are known."""
+    size = space.size
+    kind = "action" if isinstance(space, Discrete) else "control"
+    bounds = f" in [{space.low[0]}, {space.high[0]}]" if isinstance(space, Continuous) else ""
+    return Card(
+        name=name,
+        title=name,
+        goal="Collect as much reward as possible.",
+        termination="As the environment decides.",
+        reward="As the environment gives it.",
+        facts=tuple(Fact(f"x{i}", "", f"entry {i} of the observation", 3) for i in range(observation_size)),
+        actions=tuple(ActionMeaning(f"{kind}{i}", f"{kind} {i}{bounds}") for i in range(size)),
+    )

@@ -1,0 +1,86 @@
+"""The tasks that ship with the package, and any Gymnasium environment as a task."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import gymnasium
+
+from ultra.errors import UltraError
+from ultra.spaces import Continuous, Discrete, from_gymnasium
+from ultra.tasks.card import shipped_card, skeleton_card
+from ultra.tasks.task import Task
+
+
+def pong(sticky: float = 0.0) -> Task:
+    """Pong with object-centric observations.
+
+    Args:
+        sticky: probability that the console repeats the previous action in a frame.
+    """
+    from ultra.tasks import pong as module
+
+    return Task(
+        name="pong",
+        card=shipped_card("pong"),
+        observation_size=module.OBSERVATION_SIZE,
+        action_space=Discrete(len(module.GYMNASIUM_ACTIONS)),
+        time_limit=module.TIME_LIMIT,
+        make_local_batch=partial(module.PongBatch, sticky=sticky),
+        make_environment=partial(module.ObjectPong, sticky=sticky),
+        in_workers=True,
+        options={"sticky": sticky} if sticky else {},
+    )
+
+
+def _mujoco(name: str, observation_size: int, actuators: int, time_limit: int) -> Task:
+    from ultra.tasks import mujoco as module
+
+    physics: module.Physics = getattr(module, name.upper())
+    return Task(
+        name=name,
+        card=shipped_card(name),
+        observation_size=observation_size,
+        action_space=Continuous((-1.0,) * actuators, (1.0,) * actuators),
+        time_limit=time_limit,
+        make_local_batch=partial(module.MujocoBatch, physics),
+        make_environment=partial(gymnasium.make, physics.env_id),
+    )
+
+
+hopper = partial(_mujoco, "hopper", 11, 3, 1000)
+walker2d = partial(_mujoco, "walker2d", 17, 6, 1000)
+halfcheetah = partial(_mujoco, "halfcheetah", 17, 6, 1000)
+reacher = partial(_mujoco, "reacher", 10, 2, 50)
+
+
+def gymnasium_task(env_id: str) -> Task | None:
+    """A task for any Gymnasium id, with a card of which only the spaces are known.
+
+    Returns:
+        The task, or None if Gymnasium knows no such id.
+
+    Raises:
+        UltraError: if the environment's spaces are not supported.
+    """
+    from ultra.tasks.gymnasium import GymnasiumBatch, make_environment
+
+    try:
+        spec = gymnasium.spec(env_id)
+    except gymnasium.error.Error:
+        return None
+    env = make_environment(env_id)
+    shape, space = env.observation_space.shape, from_gymnasium(env.action_space)
+    env.close()
+    if shape is None or len(shape) != 1:
+        raise UltraError(f"{env_id}: observations of shape {shape} cannot be flattened to one dimension")
+    return Task(
+        name=env_id,
+        card=skeleton_card(env_id, shape[0], space),
+        observation_size=shape[0],
+        action_space=space,
+        time_limit=spec.max_episode_steps or 10_000,
+        make_local_batch=partial(GymnasiumBatch, env_id),
+        make_environment=partial(make_environment, env_id),
+        in_workers=True,
+    )

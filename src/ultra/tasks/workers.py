@@ -1,0 +1,259 @@
+"""A batch spread over worker processes that share memory with this one.
+
+For environments that cannot use several cores from one process. Arrays travel through a shared
+file; commands, resets and snapshots through the workers' pipes. Workers are started as
+`python -m ultra.tasks.workers`, so that scripts without a main guard and notebooks work as well.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ultra.errors import WorkerError
+from ultra.spaces import Actions, Discrete
+from ultra.tasks.batch import Batch, Facts, Indices, Observations, Snapshot, Step
+from ultra.tasks.task import Task
+
+_LENGTH = struct.Struct("<Q")
+
+
+def _send(pipe: IO[bytes], message: object) -> None:
+    payload = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    pipe.write(_LENGTH.pack(len(payload)) + payload)
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes]) -> Any:
+    header = pipe.read(_LENGTH.size)
+    if len(header) < _LENGTH.size:
+        raise EOFError
+    # Both ends are this program: parent and worker pickle only their own messages.
+    return pickle.loads(pipe.read(_LENGTH.unpack(header)[0]))
+
+
+class _Shared:
+    """Views of the shared file; every row belongs to one environment."""
+
+    def __init__(self, path: Path, task: Task, size: int, create: bool) -> None:
+        action_width = 1 if isinstance(task.action_space, Discrete) else task.action_space.size
+        columns = {
+            "observations": (np.float32, task.observation_size),
+            "actions": (np.float32, action_width),
+            "rewards": (np.float64, 1),
+            "ended": (np.float64, 2),
+            "facts": (np.float64, len(task.card.facts)),
+        }
+        total = sum(np.dtype(kind).itemsize * width * size + 64 for kind, width in columns.values())
+        if create:
+            path.write_bytes(bytes(total))
+        memory = np.memmap(path, dtype=np.uint8, mode="r+", shape=(total,))
+        self.arrays: dict[str, np.ndarray[Any, Any]] = {}
+        offset = 0
+        for name, (kind, width) in columns.items():
+            length = np.dtype(kind).itemsize * width * size
+            self.arrays[name] = memory[offset : offset + length].view(kind).reshape(size, width)
+            offset += (length + 63) // 64 * 64
+
+
+class WorkerBatch:
+    """Environments of one task in `workers` processes, several in each.
+
+    Raises:
+        WorkerError: when a worker fails; the message holds its traceback.
+    """
+
+    def __init__(self, task: Task, size: int, workers: int) -> None:
+        workers = min(size, workers)
+        self._discrete = isinstance(task.action_space, Discrete)
+        self._bounds = [size * k // workers for k in range(workers + 1)]
+        memory = Path("/dev/shm")  # a memory-backed folder where there is one
+        folder = memory if memory.is_dir() and os.access(memory, os.W_OK) else None
+        handle, name = tempfile.mkstemp(prefix="ultra-", dir=folder)
+        os.close(handle)
+        path = Path(name)
+        try:
+            self._shared = _Shared(path, task, size, create=True)
+            self._size = size
+            self._processes = [
+                subprocess.Popen(
+                    [sys.executable, "-m", "ultra.tasks.workers"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                )
+                for _ in range(workers)
+            ]
+            for k, process in enumerate(self._processes):
+                assert process.stdin is not None
+                _send(process.stdin, (task.name, dict(task.options), size, self._bounds[k], self._bounds[k + 1], name))
+            for k in range(workers):
+                self._reply(k)
+        finally:
+            path.unlink()  # the mappings keep the memory alive
+
+    @property
+    def size(self) -> int:
+        """Number of environments."""
+        return self._size
+
+    def _post(self, worker: int, *message: object) -> None:
+        pipe = self._processes[worker].stdin
+        assert pipe is not None
+        try:
+            _send(pipe, message)
+        except BrokenPipeError as error:
+            raise WorkerError(f"environment worker {worker} has ended") from error
+
+    def _reply(self, worker: int) -> Any:
+        pipe = self._processes[worker].stdout
+        assert pipe is not None
+        try:
+            kind, value = _receive(pipe)
+        except EOFError as error:
+            raise WorkerError(f"environment worker {worker} has ended without an answer") from error
+        if kind == "error":
+            raise WorkerError(f"environment worker {worker} failed:\n{value}")
+        return value
+
+    def _all(self, command: str) -> None:
+        for worker in range(len(self._processes)):
+            self._post(worker, command)
+        for worker in range(len(self._processes)):
+            self._reply(worker)
+
+    def _scatter(self, command: str, indices: Indices, values: Sequence[Any] | None) -> list[Any]:
+        """Send each worker its environments; returns the answers in the order of `indices`."""
+        wanted = np.asarray(indices, dtype=np.intp)
+        owners = np.searchsorted(self._bounds, wanted, side="right") - 1
+        busy = sorted(set(owners.tolist()))
+        for worker in busy:
+            places = np.flatnonzero(owners == worker)
+            local = (wanted[places] - self._bounds[worker]).tolist()
+            self._post(worker, command, local, None if values is None else [values[p] for p in places])
+        answers: list[Any] = [None] * len(wanted)
+        for worker in busy:
+            reply = self._reply(worker)
+            if reply is not None:
+                for place, answer in zip(np.flatnonzero(owners == worker), reply, strict=True):
+                    answers[place] = answer
+        return answers
+
+    def reset(self, indices: Indices, seeds: Sequence[int]) -> Observations:
+        """Start new episodes."""
+        self._scatter("reset", indices, [int(seed) for seed in seeds])
+        return self._observations()[np.asarray(indices, dtype=np.intp)]
+
+    def _observations(self) -> Observations:
+        observations: Observations = self._shared.arrays["observations"]
+        return observations.copy()
+
+    def step(self, actions: Actions) -> Step:
+        """Step all environments, each worker its own."""
+        arrays = self._shared.arrays
+        arrays["actions"][:] = actions[:, None] if self._discrete else actions
+        self._all("step")
+        ended = arrays["ended"] != 0
+        return Step(self._observations(), arrays["rewards"][:, 0].copy(), ended[:, 0], ended[:, 1])
+
+    def facts(self) -> Facts:
+        """The named quantities of the current states."""
+        self._all("facts")
+        facts: Facts = self._shared.arrays["facts"].copy()
+        return facts
+
+    def snapshots(self, indices: Indices) -> list[Snapshot]:
+        """Save the complete states of some environments."""
+        return self._scatter("snapshots", indices, None)
+
+    def restore(self, indices: Indices, snapshots: Sequence[Snapshot]) -> Observations:
+        """Put saved states back."""
+        self._scatter("restore", indices, snapshots)
+        return self._observations()[np.asarray(indices, dtype=np.intp)]
+
+    def restart_clock(self, indices: Indices) -> None:
+        """Give some environments a full time limit again."""
+        self._scatter("restart_clock", indices, None)
+
+    def close(self) -> None:
+        """End the workers."""
+        for process in self._processes:
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    try:
+                        pipe.close()
+                    except OSError:
+                        pass  # the worker has ended already
+        for process in self._processes:
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _answer(batch: Batch, arrays: dict[str, Any], discrete: bool, message: tuple[Any, ...]) -> Any:
+    """Carry out one command in a worker; `arrays` are the rows of its environments."""
+    match message:
+        case ("step",):
+            actions = arrays["actions"]
+            step = batch.step(actions[:, 0].astype(np.int64) if discrete else actions)
+            arrays["observations"][:] = step.observations
+            arrays["rewards"][:, 0] = step.rewards
+            arrays["ended"][:, 0], arrays["ended"][:, 1] = step.terminated, step.truncated
+        case ("facts",):
+            arrays["facts"][:] = batch.facts()
+        case ("reset", indices, seeds):
+            arrays["observations"][indices] = batch.reset(indices, seeds)
+        case ("restore", indices, snapshots):
+            arrays["observations"][indices] = batch.restore(indices, snapshots)
+        case ("snapshots", indices, None):
+            return batch.snapshots(indices)
+        case ("restart_clock", indices, None):
+            batch.restart_clock(indices)
+        case _:
+            raise WorkerError(f"unknown command {message[0]!r}")
+    return None
+
+
+def _work() -> None:
+    """A worker: make the environments, then answer commands until the pipe closes."""
+    from ultra.tasks import get_task
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    commands = sys.stdin.buffer
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a simulator prints must not mix with the answers
+    try:
+        name, options, size, start, stop, path = _receive(commands)
+        task = get_task(name, **options)
+        discrete = isinstance(task.action_space, Discrete)
+        shared = _Shared(Path(path), task, size, create=False)
+        arrays = {key: array[start:stop] for key, array in shared.arrays.items()}
+        batch = task.make_local_batch(stop - start)
+        _send(answers, ("done", None))
+        while True:
+            try:
+                message = _receive(commands)
+            except EOFError:
+                break
+            _send(answers, ("done", _answer(batch, arrays, discrete, message)))
+        batch.close()
+    except BrokenPipeError:
+        pass  # the parent has gone
+    except Exception:
+        _send(answers, ("error", traceback.format_exc()))
+
+
+if __name__ == "__main__":
+    _work()
