@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.errors import RunDirectoryError
+from ultra.files import write_atomically
 from ultra.policy import flatten, unflatten
 
 if TYPE_CHECKING:
     from ultra.ppo import Learner
     from ultra.rollout import Environments
+
+
+SECONDS_BETWEEN = 20.0
+"""A checkpoint is written at most this often, and when training is interrupted."""
+
+
+class CheckpointFile:
+    """Keeps the newest state of a training in memory and, now and then, on disk.
+
+    Args:
+        path: the file; None keeps nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._newest: bytes | None = None
+        self._written = time.monotonic()
+
+    def resume(self, learner: Learner, environments: Environments) -> bool:
+        """Put the saved state back, if there is one.
+
+        Raises:
+            RunDirectoryError: if the file is damaged.
+        """
+        if self._path is None or not self._path.exists():
+            return False
+        load_checkpoint(self._path, learner, environments)
+        return True
+
+    def keep(self, learner: Learner, environments: Environments) -> None:
+        """Remember the state between two iterations; write it if the last writing is long ago."""
+        if self._path is not None:
+            self._newest = save_checkpoint(learner, environments)
+            if time.monotonic() - self._written > SECONDS_BETWEEN:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write the state that was remembered last."""
+        if self._path is not None and self._newest is not None:
+            write_atomically(self._path, self._newest)
+            self._written = time.monotonic()
 
 
 def pack_bytes(items: list[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -59,7 +102,7 @@ def save_checkpoint(learner: Learner, environments: Environments) -> bytes:
         "finished": episodes.finished,
         "normalizer": [normalizer.count, normalizer.reward_variance, normalizer.reward_count],
         "rng": environments.rng.bit_generator.state,
-        "guidance": environments.guidance.state() if environments.guidance is not None else None,
+        "guidance": environments.guidance.state(),
     }
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
     buffer = io.BytesIO()
@@ -78,8 +121,10 @@ def load_checkpoint(path: Path, learner: Learner, environments: Environments) ->
             arrays = {name: file[name] for name in file.files}
         header = json.loads(arrays["header"].tobytes())
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise RunDirectoryError(f"checkpoint {path} is damaged ({error}): delete it to start this stage anew") from error
-    count, reward_variance, reward_count = header["normalizer"]
+        raise RunDirectoryError(
+            f"checkpoint {path} is damaged ({error}): delete it to start this stage anew"
+        ) from error
+    seen, reward_variance, reward_count = header["normalizer"]
     learner.policy = replace(
         learner.policy,
         params=unflatten({k.removeprefix("params."): v for k, v in arrays.items() if k.startswith("params.")}),
@@ -87,13 +132,14 @@ def load_checkpoint(path: Path, learner: Learner, environments: Environments) ->
             learner.policy.normalizer,
             mean=arrays["mean"],
             variance=arrays["variance"],
-            count=count,
+            count=seen,
             reward_variance=reward_variance,
             reward_count=reward_count,
         ),
     )
     tree = jax.tree.structure(learner.optimizer_state)
-    leaves = [jnp.asarray(arrays[f"optimizer.{i}"]) for i in range(tree.num_leaves)]
+    count = len(jax.tree.leaves(learner.optimizer_state))
+    leaves = [jnp.asarray(arrays[f"optimizer.{i}"]) for i in range(count)]
     learner.optimizer_state = jax.tree.unflatten(tree, leaves)
     learner.steps = header["steps"]
     environments.rng.bit_generator.state = header["rng"]
@@ -103,6 +149,5 @@ def load_checkpoint(path: Path, learner: Learner, environments: Environments) ->
     episodes.recent_returns.extend(arrays["recent_returns"].tolist())
     episodes.recent_lengths.extend(arrays["recent_lengths"].tolist())
     episodes.finished = header["finished"]
-    if environments.guidance is not None and header["guidance"] is not None:
-        environments.guidance.load_state(header["guidance"])
+    environments.guidance.load_state(header["guidance"])
     environments.resume(unpack_bytes(arrays["states"], arrays["ends"]))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 from ultra.errors import UltraError
 
@@ -106,7 +108,7 @@ class AnalyseConfig:
 class VerifyConfig:
     """Stage 3: every advice is tried in the simulator before it is trained on."""
 
-    share: float = 0.1
+    share: Annotated[float, arg(aliases=["--verify-budget"])] = 0.1
     """Share of the step budget for verification."""
     branches: int = 64
     """Most paired branches for one advice."""
@@ -123,14 +125,14 @@ class VerifyConfig:
 class GuidanceConfig:
     """How advice modulates training (equations 1 and 2 of arXiv 2505.20671)."""
 
-    trust: Literal["helps", "all"] = "helps"
+    trust: Annotated[Literal["helps", "all"], arg(aliases=["--trust"])] = "helps"
     """`helps`: only advice that verification found helpful; `all`: the paper's behaviour, unverified."""
-    estimator: Literal["corrected", "paper"] = "corrected"
+    estimator: Annotated[Literal["corrected", "paper"], arg(aliases=["--estimator"])] = "corrected"
     """What overwritten steps do in the update: left out and imitated, or treated as the policy's own."""
     strength: float = 1.0
     """Strength of all modulation at the start; 0 is plain PPO."""
-    lam: float = 1.0
-    """Lambda of equation 2: scale of the implicit reward, in units of the mean absolute reward."""
+    lam: Annotated[float, arg(name="lambda", aliases=["--lambda"])] = 1.0
+    """Lambda of equation 2: scale of the implicit reward."""
     imitation: float = 0.1
     """Weight of the imitation of verified advice (corrected estimator)."""
     anneal_until: float = 0.6
@@ -166,7 +168,7 @@ class RefineConfig:
 
     task: str
     """A known task (`ultra tasks`) or a Gymnasium id."""
-    policy: str
+    policy: str = ""
     """Directory of the policy to refine."""
     method: Method = "ultra-ra"
     """`none` only evaluates; `ppo` fine-tunes plainly; `ultra-*` use advice on actions, rewards or both."""

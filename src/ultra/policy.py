@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,7 +134,8 @@ class Policy:
         space = self.architecture.action_space
         full = (*shape, space.size)
         if isinstance(space, Discrete):
-            return (-np.log(rng.standard_exponential(full, dtype=np.float32))).astype(np.float32)
+            waits = np.maximum(rng.standard_exponential(full, dtype=np.float32), np.finfo(np.float32).tiny)
+            return (-np.log(waits)).astype(np.float32)
         return rng.standard_normal(full, dtype=np.float32)
 
     def values(self, observations: Observations) -> NDArray[np.float64]:
@@ -146,7 +148,9 @@ class Policy:
         for name, array in flatten(self.params).items():
             if not np.isfinite(array).all():
                 bad = int((~np.isfinite(array)).sum())
-                raise PolicyError(f"{where}: {bad} of {array.size} weights of {name!r} are not finite (NaN or infinite)")
+                raise PolicyError(
+                    f"{where}: {bad} of {array.size} weights of {name!r} are not finite (NaN or infinite)"
+                )
 
 
 def create_policy(architecture: Architecture, rng: np.random.Generator) -> Policy:
@@ -165,7 +169,7 @@ def _layers(rng: np.random.Generator, architecture: Architecture, outputs: int, 
     sizes = [architecture.observation_size, *architecture.hidden, outputs]
     gains = [float(np.sqrt(2))] * len(architecture.hidden) + [last_gain]
     layers = []
-    for rows, columns, gain in zip(sizes, sizes[1:], gains, strict=False):
+    for (rows, columns), gain in zip(pairwise(sizes), gains, strict=True):
         tall = rng.standard_normal((max(rows, columns), min(rows, columns)))
         q, r = np.linalg.qr(tall)
         q = q * np.sign(np.diag(r))
@@ -177,7 +181,8 @@ def _layers(rng: np.random.Generator, architecture: Architecture, outputs: int, 
 def _mlp(layers: list[Params], x: jax.Array) -> jax.Array:
     for layer in layers[:-1]:
         x = jnp.tanh(x @ layer["w"] + layer["b"])
-    return x @ layers[-1]["w"] + layers[-1]["b"]
+    outputs: jax.Array = x @ layers[-1]["w"] + layers[-1]["b"]
+    return outputs
 
 
 def normalize(arrays: tuple[Any, Any, Any], observations: jax.Array) -> jax.Array:
@@ -219,10 +224,7 @@ def decide_function(architecture: Architecture) -> Any:
     @jax.jit
     def decide(params: Params, arrays: Any, observations: Any, noise: Any) -> tuple[Any, Any, Any]:
         outputs, values = actor_critic(params, normalize(arrays, observations))
-        if discrete:
-            actions = jnp.argmax(outputs + noise, axis=1)
-        else:
-            actions = outputs + jnp.exp(params["log_std"]) * noise
+        actions = jnp.argmax(outputs + noise, axis=1) if discrete else outputs + jnp.exp(params["log_std"]) * noise
         return actions, log_prob(params, outputs, actions), values
 
     return decide
@@ -327,7 +329,9 @@ def load_policy(directory: str | os.PathLike[str]) -> Policy:
     except PolicyError:
         raise
     except (OSError, json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as error:
-        raise PolicyError(f"{path}: the policy is missing a file or damaged ({error}): copy or train it again") from error
+        raise PolicyError(
+            f"{path}: the policy is missing a file or damaged ({error}): copy or train it again"
+        ) from error
     except (KeyError, TypeError, ValueError) as error:
         raise PolicyError(f"{path}: the policy's header is incomplete ({error!r}): copy or train it again") from error
     policy = Policy(architecture, params, normalizer)
@@ -341,7 +345,7 @@ def _check_shapes(policy: Policy, path: Path) -> None:
     architecture = policy.architecture
     for net, outputs in (("actor", architecture.action_space.size), ("critic", 1)):
         sizes = [architecture.observation_size, *architecture.hidden, outputs]
-        wanted = list(zip(sizes, sizes[1:], strict=False))
+        wanted = list(pairwise(sizes))
         found = [tuple(layer["w"].shape) for layer in policy.params[net]]
         if found != wanted:
             raise PolicyError(f"{path}: weights of the {net} have shapes {found}, but the header says {wanted}")

@@ -19,17 +19,15 @@ import numpy as np
 import optax
 
 from ultra.budget import StepBudget
-from ultra.checkpoint import load_checkpoint, save_checkpoint
+from ultra.checkpoint import CheckpointFile
 from ultra.config import PPOConfig
 from ultra.errors import DivergedError, UltraError
-from ultra.files import write_atomically
-from ultra.guidance.base import Guidance, LossTerm
+from ultra.guidance.base import Guidance, LossTerm, NoGuidance
 from ultra.policy import Architecture, Params, Policy, actor_critic, entropy, log_prob, normalize
 from ultra.rollout import Environments, Rollout
 from ultra.tasks.task import Task
 
-CHECKPOINT_SECONDS = 20.0
-"""A checkpoint is written at most this often, and when training is interrupted."""
+NO_GUIDANCE = NoGuidance()
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,12 @@ def make_update(architecture: Architecture, config: PPOConfig, extra: LossTerm |
 
     @jax.jit
     def update(
-        params: Params, state: Any, arrays: Any, rollout: dict[str, jax.Array], order: jax.Array, rate: jax.Array
+        params: Params,
+        state: Any,
+        arrays: Any,
+        rollout: dict[str, jax.Array],
+        order: jax.Array,
+        rate: jax.Array,
     ) -> tuple[Params, Any, dict[str, jax.Array]]:
         advantage = advantages(rollout, config.gamma, config.gae_lambda)
         samples = {
@@ -153,7 +156,11 @@ def make_update(architecture: Architecture, config: PPOConfig, extra: LossTerm |
         explained = 1 - jnp.var(samples["returns"] - rollout["values"].reshape(-1)) / jnp.maximum(
             jnp.var(samples["returns"]), 1e-12
         )
-        return params, state, {k: v.mean() for k, v in metrics.items()} | {"train/explained_variance": explained}
+        return (
+            params,
+            state,
+            {k: v.mean() for k, v in metrics.items()} | {"train/explained_variance": explained},
+        )
 
     return update
 
@@ -187,7 +194,7 @@ def improve(
     rollout: Rollout,
     config: PPOConfig,
     rng: np.random.Generator,
-    guidance: Guidance | None,
+    guidance: Guidance,
     learning_rate: float,
 ) -> dict[str, float]:
     """One update of the learner from one rollout; returns figures for the logs.
@@ -196,11 +203,16 @@ def improve(
         DivergedError: if the update produces numbers that are not finite; the learner is unchanged.
     """
     policy = learner.policy
-    update = make_update(policy.architecture, config, guidance.loss if guidance else None)
+    update = make_update(policy.architecture, config, guidance.loss)
     order = np.stack([rng.permutation(config.samples) for _ in range(config.epochs)])
-    arrays = _arrays(rollout, policy.normalizer.reward_scale, guidance is not None and guidance.drops_replaced)
+    arrays = _arrays(rollout, policy.normalizer.reward_scale, guidance.drops_replaced)
     params, state, metrics = update(
-        policy.params, learner.optimizer_state, policy.normalizer.arrays(), arrays, order, np.float32(learning_rate)
+        policy.params,
+        learner.optimizer_state,
+        policy.normalizer.arrays(),
+        arrays,
+        order,
+        np.float32(learning_rate),
     )
     figures = {name: float(value) for name, value in metrics.items()}
     bad = [name for name, value in figures.items() if not np.isfinite(value)]
@@ -222,7 +234,7 @@ def train(
     steps: int,
     rng: np.random.Generator,
     *,
-    guidance: Guidance | None = None,
+    guidance: Guidance = NO_GUIDANCE,
     learn_statistics: bool = False,
     budget: StepBudget | None = None,
     observer: Callable[[Iteration], None] = lambda iteration: None,
@@ -237,7 +249,7 @@ def train(
         config: hyper-parameters.
         steps: environment steps; whole rollouts that fit in are taken.
         rng: source of everything random.
-        guidance: modulates training; None is plain PPO.
+        guidance: modulates training; plain PPO if left out.
         learn_statistics: whether the normalisation of observations and rewards keeps learning.
         budget: charged `train` steps.
         observer: called after every iteration.
@@ -257,28 +269,22 @@ def train(
             f"{steps} steps are left for training, less than one rollout of {config.samples}: "
             "raise --steps or lower --ppo.rollout-steps"
         )
+    total = iterations * config.samples
+    budget = budget or StepBudget(steps)
     learner = Learner(policy, optimizer(config).init(policy.params))
+    file = CheckpointFile(checkpoint)
     batch = task.make_batch(config.environments, workers or None)
-    saved = time.monotonic()
-    memory: bytes | None = None
     try:
         environments = Environments(batch, guidance, rng)
-        if checkpoint is not None and checkpoint.exists():
-            load_checkpoint(checkpoint, learner, environments)
-            if budget is not None:
-                budget.charge("train", learner.steps)
+        if file.resume(learner, environments):
+            budget.charge("train", learner.steps)
         else:
             environments.begin()
-        while learner.steps < iterations * config.samples:
+        while learner.steps < total:
             began = time.monotonic()
-            fraction = learner.steps / (iterations * config.samples)
-            if guidance is not None:
-                guidance.progress(fraction)
-            if checkpoint is not None:
-                memory = save_checkpoint(learner, environments)
-                if began - saved > CHECKPOINT_SECONDS:
-                    write_atomically(checkpoint, memory)
-                    saved = began
+            fraction = learner.steps / total
+            guidance.progress(fraction)
+            file.keep(learner, environments)
             rollout = environments.rollout(learner.policy, config.rollout_steps, config.gamma)
             if learn_statistics:
                 normalizer = learner.policy.normalizer.with_returns(rollout.discounted)
@@ -288,23 +294,21 @@ def train(
             if learn_statistics:
                 seen = rollout.observations.reshape(-1, task.observation_size)
                 learner.policy = replace(learner.policy, normalizer=normalizer.with_observations(seen))
-            if budget is not None:
-                budget.charge("train", rollout.steps)
+            budget.charge("train", rollout.steps)
             seconds = time.monotonic() - began
             metrics = figures | {"train/learning_rate": rate, "time/fps": rollout.steps / seconds}
-            metrics |= _metrics(learner.policy, environments, guidance)
+            metrics |= _metrics(learner.policy, environments)
             returns = tuple(environments.episodes.recent_returns)
-            observer(Iteration(learner.steps, iterations * config.samples, seconds, returns, metrics))
+            observer(Iteration(learner.steps, total, seconds, returns, metrics))
     except BaseException:
-        if checkpoint is not None and memory is not None:
-            write_atomically(checkpoint, memory)
+        file.flush()
         raise
     finally:
         batch.close()
     return learner.policy
 
 
-def _metrics(policy: Policy, environments: Environments, guidance: Guidance | None) -> dict[str, float]:
+def _metrics(policy: Policy, environments: Environments) -> dict[str, float]:
     """Figures of the policy, its episodes and its guidance, under TensorBoard's usual names."""
     episodes = environments.episodes
     metrics: dict[str, float] = {}
@@ -313,6 +317,4 @@ def _metrics(policy: Policy, environments: Environments, guidance: Guidance | No
     if episodes.recent_returns:
         metrics["rollout/ep_rew_mean"] = float(np.mean(episodes.recent_returns))
         metrics["rollout/ep_len_mean"] = float(np.mean(episodes.recent_lengths))
-    if guidance is not None:
-        metrics |= guidance.metrics()
-    return metrics
+    return metrics | environments.guidance.metrics()

@@ -83,7 +83,7 @@ class Episodes:
 class Environments:
     """A batch that keeps running between rollouts: current observations, facts and episodes."""
 
-    def __init__(self, batch: Batch, guidance: Guidance | None, rng: np.random.Generator) -> None:
+    def __init__(self, batch: Batch, guidance: Guidance, rng: np.random.Generator) -> None:
         self.batch = batch
         self.guidance = guidance
         self.rng = rng
@@ -91,9 +91,10 @@ class Environments:
         self.observations: Observations = np.zeros((batch.size, 0), np.float32)
         self.facts: Facts | None = None
 
-    @property
-    def _needs_facts(self) -> bool:
-        return self.guidance is not None and self.guidance.needs_facts
+    def _look(self) -> None:
+        """Compute facts, but only where guidance looks at them."""
+        if self.guidance.needs_facts:
+            self.facts = self.batch.facts()
 
     def begin(self) -> None:
         """Start an episode in every environment."""
@@ -101,12 +102,12 @@ class Environments:
         seeds = self.rng.integers(2**31, size=len(indices)).tolist()
         self.observations = self.batch.reset(indices, seeds)
         self._move_to_snapshots(indices)
-        self.facts = self.batch.facts() if self._needs_facts else None
+        self._look()
 
     def resume(self, snapshots: list[Snapshot]) -> None:
         """Put back the states that a checkpoint holds."""
         self.observations = self.batch.restore(range(self.batch.size), snapshots)
-        self.facts = self.batch.facts() if self._needs_facts else None
+        self._look()
 
     def _restart(self, indices: NDArray[np.intp]) -> None:
         seeds = self.rng.integers(2**31, size=len(indices)).tolist()
@@ -116,8 +117,6 @@ class Environments:
     def _move_to_snapshots(self, indices: NDArray[np.intp]) -> None:
         """Let guidance move some of the starting episodes to its own start states."""
         self.episodes.ordinary[indices] = True
-        if self.guidance is None:
-            return
         starts = self.guidance.start(indices)
         moved = [(i, start) for i, start in zip(indices, starts, strict=True) if start is not None]
         if moved:
@@ -127,7 +126,7 @@ class Environments:
             self.episodes.ordinary[where] = False
 
     def rollout(self, policy: Policy, steps: int, gamma: float) -> Rollout:
-        """Let the policy, and guidance if there is any, act for `steps` steps of every environment.
+        """Let the policy, under guidance, act for `steps` steps of every environment.
 
         Raises:
             DivergedError: if the environment returns a reward or an observation that is not finite.
@@ -136,32 +135,26 @@ class Environments:
         space = policy.architecture.action_space
         rows: dict[str, list[Any]] = {name: [] for name in Rollout.__dataclass_fields__ if name != "next_values"}
         cut_off: list[tuple[int, NDArray[np.intp], Observations]] = []
-        silent = np.zeros(self.batch.size, np.float32)
-        untouched = np.zeros(self.batch.size, np.bool_)
         for t in range(steps):
             observations = self.observations
             actions, log_probs, values = policy.decide(observations, noise[t])
             executed = space.clip(actions)
-            replaced, weights = untouched, silent
-            if self.guidance is not None:
-                change = self.guidance.act(observations, self.facts, executed)
-                replaced, weights = change.replaced, change.weights
-                if replaced.any():
-                    executed = change.actions
-                    actions = np.where(_like(replaced, actions), executed, actions)
-                    fresh = log_prob_function()(policy.params, policy.normalizer.arrays(), observations, actions)
-                    log_probs = np.where(replaced, np.asarray(fresh), log_probs)
+            change = self.guidance.act(observations, self.facts, executed)
+            replaced = change.replaced
+            if replaced.any():
+                executed = change.actions
+                actions = np.where(_like(replaced, actions), executed, actions)
+                fresh = log_prob_function()(policy.params, policy.normalizer.arrays(), observations, actions)
+                log_probs = np.where(replaced, np.asarray(fresh), log_probs)
             step = self.batch.step(executed)
             self._check(step.rewards, step.observations, t)
-            rewards = step.rewards
-            if self.guidance is not None:
-                rewards = self.guidance.reward(self.facts, executed, rewards)
+            rewards = self.guidance.reward(self.facts, executed, step.rewards)
             self.episodes.add(step.rewards, gamma)
             done = step.done
             for name, value in (
                 ("observations", observations), ("actions", actions), ("log_probs", log_probs),
                 ("values", values), ("rewards", rewards), ("done", done), ("replaced", replaced),
-                ("weights", weights), ("discounted", self.episodes.discounted.copy()),
+                ("weights", change.weights), ("discounted", self.episodes.discounted.copy()),
             ):  # fmt: skip
                 rows[name].append(value)
             self.observations = step.observations
@@ -172,13 +165,15 @@ class Environments:
                     cut_off.append((t, late, step.observations.copy()))
                 self.episodes.finish(over)
                 self._restart(over)
-            if self._needs_facts:
-                self.facts = self.batch.facts()
+            self._look()
         arrays = {name: np.stack(values) for name, values in rows.items()}
         return Rollout(**arrays, next_values=self._next_values(policy, arrays, cut_off))
 
     def _next_values(
-        self, policy: Policy, arrays: dict[str, Any], cut_off: list[tuple[int, NDArray[np.intp], Observations]]
+        self,
+        policy: Policy,
+        arrays: dict[str, Any],
+        cut_off: list[tuple[int, NDArray[np.intp], Observations]],
     ) -> NDArray[np.float32]:
         """The critic at the states after each step (T, n); a time limit does not end a state's value."""
         silence = np.zeros((self.batch.size, policy.architecture.action_space.size), np.float32)

@@ -60,11 +60,11 @@ class Continuous:
 
     def clip(self, actions: Actions) -> Actions:
         """Move actions (..., dim) to the nearest ones inside the bounds."""
-        return np.clip(actions, np.float32(self.low), np.float32(self.high))
+        return np.clip(actions, np.array(self.low, np.float32), np.array(self.high, np.float32))
 
     def scale(self, actions: Actions) -> NDArray[np.float64]:
         """Map actions (..., dim) from the bounds to [-1, 1]."""
-        low, high = np.float64(self.low), np.float64(self.high)
+        low, high = np.array(self.low), np.array(self.high)
         scaled: NDArray[np.float64] = 2.0 * (actions - low) / (high - low) - 1.0
         return scaled
 

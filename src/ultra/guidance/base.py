@@ -76,3 +76,37 @@ class Guidance(Protocol):
     def load_state(self, state: dict[str, Any]) -> None:
         """Inverse of `state`."""
         ...
+
+
+class NoGuidance:
+    """Changes nothing: plain PPO."""
+
+    needs_facts = False
+    drops_replaced = False
+    loss: LossTerm | None = None
+
+    def progress(self, fraction: float) -> None:
+        """Nothing to anneal."""
+
+    def start(self, indices: Indices) -> list[Snapshot | None]:
+        """The task's own starts."""
+        return [None] * len(indices)
+
+    def act(self, observations: Observations, facts: Facts | None, actions: Actions) -> Intervention:
+        """The policy's own actions."""
+        return Intervention(actions, np.zeros(len(actions), np.bool_), np.zeros(len(actions), np.float32))
+
+    def reward(self, facts: Facts | None, actions: Actions, rewards: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The task's own rewards."""
+        return rewards
+
+    def metrics(self) -> dict[str, float]:
+        """Nothing to tell."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """Nothing to remember."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""

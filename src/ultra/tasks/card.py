@@ -11,6 +11,7 @@ import yaml
 from numpy.typing import NDArray
 
 from ultra.errors import UltraError
+from ultra.plans import Plan
 from ultra.spaces import ActionSpace, Continuous, Discrete
 
 
@@ -77,9 +78,13 @@ class Card:
         """An action in words: its name, or each dimension with its value."""
         if isinstance(space, Discrete):
             return self.actions[int(action)].name
-        return ", ".join(
-            f"{meaning.name} {float(value):+.2f}" for meaning, value in zip(self.actions, action, strict=True)
-        )
+        named = zip(self.actions, action, strict=True)
+        return ", ".join(f"{meaning.name} {float(value):+.2f}" for meaning, value in named if value)
+
+    def describe_plan(self, plan: Plan, space: ActionSpace) -> str:
+        """A plan in words: each action with the number of steps it is held."""
+        parts = [f"{self.describe_action(s.action, space)} for {s.steps} steps" for s in plan.segments]
+        return ("add " if plan.relative else "") + ", then ".join(parts)
 
 
 def load_card(path: Path) -> Card:

@@ -6,7 +6,7 @@ every environment whose randomness comes from its seed, and slow for late states
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -22,10 +22,10 @@ def make_environment(env_id: str) -> gymnasium.Env[Any, Any]:
 
 
 class GymnasiumBatch:
-    """Environments of one Gymnasium id; facts are the entries of the observation."""
+    """Environments that `make` makes; facts are the entries of the observation."""
 
-    def __init__(self, env_id: str, size: int) -> None:
-        self._envs = [make_environment(env_id) for _ in range(size)]
+    def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]], size: int) -> None:
+        self._envs = [make() for _ in range(size)]
         shape = self._envs[0].observation_space.shape
         assert shape is not None
         self._observations = np.zeros((size, *shape), dtype=np.float32)
@@ -83,8 +83,8 @@ class GymnasiumBatch:
         """Give some environments a full time limit again."""
         for index in indices:
             env: Any = self._envs[index]
-            while env is not env.unwrapped:
-                if isinstance(env, gymnasium.wrappers.TimeLimit):
+            while isinstance(env, gymnasium.Wrapper):
+                if hasattr(env, "_elapsed_steps"):  # Gymnasium's TimeLimit
                     env._elapsed_steps = 0
                 env = env.env
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import gymnasium
 import mujoco
 import numpy as np
+from gymnasium.envs.mujoco import MujocoEnv
 from mujoco import rollout
 from numpy.typing import NDArray
 
@@ -55,7 +56,7 @@ class MujocoBatch:
     def __init__(self, physics: Physics, size: int, threads: int | None = None) -> None:
         env = gymnasium.make(physics.env_id)
         base = env.unwrapped
-        assert isinstance(base, gymnasium.envs.mujoco.MujocoEnv)
+        assert isinstance(base, MujocoEnv)
         assert env.spec is not None and env.spec.max_episode_steps is not None
         self._physics = physics
         self._model = base.model

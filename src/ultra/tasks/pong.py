@@ -7,6 +7,7 @@ The addresses are those of Anand et al., "Unsupervised State Representation Lear
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -28,6 +29,7 @@ GYMNASIUM_ACTIONS = (0, 2, 3)
 
 _BALL_X, _BALL_Y, _PADDLE_Y, _OPPONENT_Y, _OWN_SCORE, _OPPONENT_SCORE = 49, 54, 51, 50, 14, 13
 _SIZE = 10
+_ROM = Path(str(roms.get_rom_path("pong")))
 
 # Observations are facts, centred on the court and scaled to about [-1, 1].
 _CENTRE = np.array([78.0, 114.0, 0.0, 0.0, 114.0, 0.0, 114.0, 0.0, 0.0, 0.0])
@@ -64,7 +66,8 @@ def read_facts(ram: NDArray[np.uint8], previous: NDArray[np.float64] | None) -> 
 def observe(facts: Facts) -> Observations:
     """Observations (..., 8) of facts (..., 10): positions and changes, without the score."""
     scaled = (facts - _CENTRE) / _SCALE
-    return scaled[..., _OBSERVED].astype(np.float32)
+    observations: Observations = scaled[..., _OBSERVED].astype(np.float32)
+    return observations
 
 
 def draw_noops(seed: int) -> int:
@@ -90,7 +93,7 @@ class PongBatch:
     def _make(sticky: float) -> ALEInterface:
         game = ALEInterface()
         game.setFloat("repeat_action_probability", sticky)
-        game.loadROM(roms.get_rom_path("pong"))
+        game.loadROM(_ROM)
         return game
 
     @property
@@ -104,7 +107,7 @@ class PongBatch:
             game = self._games[index]
             _, ale_seed = np.random.SeedSequence(seed).generate_state(2)
             game.setInt("random_seed", np.int32(ale_seed))
-            game.loadROM(roms.get_rom_path("pong"))
+            game.loadROM(_ROM)
             game.reset_game()
             for _ in range(draw_noops(seed)):
                 game.act(self._actions[0])
@@ -160,9 +163,7 @@ class ObjectPong(gymnasium.Wrapper[NDArray[np.float32], int, NDArray[np.uint8], 
         import ale_py
 
         gymnasium.register_envs(ale_py)
-        env = gymnasium.make(
-            "ALE/Pong-v5", obs_type="ram", frameskip=FRAME_SKIP, repeat_action_probability=sticky
-        )
+        env = gymnasium.make("ALE/Pong-v5", obs_type="ram", frameskip=FRAME_SKIP, repeat_action_probability=sticky)
         super().__init__(env)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (OBSERVATION_SIZE,), np.float32)
         self.action_space = gymnasium.spaces.Discrete(len(GYMNASIUM_ACTIONS))  # type: ignore[assignment]
@@ -182,6 +183,6 @@ class ObjectPong(gymnasium.Wrapper[NDArray[np.float32], int, NDArray[np.uint8], 
 
     def step(self, action: int) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Step the game by four frames."""
-        ram, reward, terminated, truncated, info = self.env.step(GYMNASIUM_ACTIONS[int(action)])
-        self.facts = read_facts(ram, self.facts)
+        _, reward, terminated, truncated, info = self.env.step(GYMNASIUM_ACTIONS[int(action)])
+        self.facts = read_facts(self.unwrapped.ale.getRAM(), self.facts)  # type: ignore[attr-defined]
         return observe(self.facts), float(reward), terminated, truncated, info

@@ -29,6 +29,7 @@ def pong(sticky: float = 0.0) -> Task:
         make_local_batch=partial(module.PongBatch, sticky=sticky),
         make_environment=partial(module.ObjectPong, sticky=sticky),
         in_workers=True,
+        snapshot_every=16,
         options={"sticky": sticky} if sticky else {},
     )
 
@@ -69,7 +70,8 @@ def gymnasium_task(env_id: str) -> Task | None:
         spec = gymnasium.spec(env_id)
     except gymnasium.error.Error:
         return None
-    env = make_environment(env_id)
+    make = partial(make_environment, env_id)
+    env = make()
     shape, space = env.observation_space.shape, from_gymnasium(env.action_space)
     env.close()
     if shape is None or len(shape) != 1:
@@ -80,7 +82,8 @@ def gymnasium_task(env_id: str) -> Task | None:
         observation_size=shape[0],
         action_space=space,
         time_limit=spec.max_episode_steps or 10_000,
-        make_local_batch=partial(GymnasiumBatch, env_id),
-        make_environment=partial(make_environment, env_id),
+        make_local_batch=partial(GymnasiumBatch, make),
+        make_environment=make,
         in_workers=True,
+        snapshot_every=16,
     )

@@ -31,6 +31,7 @@ class Task:
         make_local_batch: n -> a batch of n environments that lives in this process.
         make_environment: Gymnasium's own environment, in which policies are evaluated.
         in_workers: whether several cores can only be used through worker processes.
+        snapshot_every: steps between the snapshots of a trajectory (states between are replayed).
         options: what the task was made with, to make it again in another process.
     """
 
@@ -42,6 +43,7 @@ class Task:
     make_local_batch: Callable[[int], Batch]
     make_environment: Callable[[], gymnasium.Env[Any, Any]]
     in_workers: bool = False
+    snapshot_every: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def make_batch(self, size: int, workers: int | None = None) -> Batch:
@@ -50,8 +52,23 @@ class Task:
         if self.in_workers and workers > 1 and size > 1:
             from ultra.tasks.workers import WorkerBatch
 
-            return WorkerBatch(self, size, workers)
+            return WorkerBatch(self, "make_local_batch", size, workers)
         return self.make_local_batch(size)
+
+    def make_local_evaluation_batch(self, size: int) -> Batch:
+        """Make `size` of Gymnasium's own environments in this process."""
+        from ultra.tasks.gymnasium import GymnasiumBatch
+
+        return GymnasiumBatch(self.make_environment, size)
+
+    def make_evaluation_batch(self, size: int, workers: int | None = None) -> Batch:
+        """Make `size` of Gymnasium's own environments, in up to `workers` processes (default: all cores)."""
+        workers = workers or os.cpu_count() or 1
+        if workers > 1 and size > 1:
+            from ultra.tasks.workers import WorkerBatch
+
+            return WorkerBatch(self, "make_local_evaluation_batch", size, workers)
+        return self.make_local_evaluation_batch(size)
 
 
 @dataclass(frozen=True)

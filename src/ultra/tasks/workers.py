@@ -7,6 +7,7 @@ file; commands, resets and snapshots through the workers' pipes. Workers are sta
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -70,11 +71,17 @@ class _Shared:
 class WorkerBatch:
     """Environments of one task in `workers` processes, several in each.
 
+    Args:
+        task: made again by name and options in each worker.
+        maker: name of the task's method that makes a batch of a given size.
+        size: environments in all.
+        workers: processes.
+
     Raises:
         WorkerError: when a worker fails; the message holds its traceback.
     """
 
-    def __init__(self, task: Task, size: int, workers: int) -> None:
+    def __init__(self, task: Task, maker: str, size: int, workers: int) -> None:
         workers = min(size, workers)
         self._discrete = isinstance(task.action_space, Discrete)
         self._bounds = [size * k // workers for k in range(workers + 1)]
@@ -96,7 +103,8 @@ class WorkerBatch:
             ]
             for k, process in enumerate(self._processes):
                 assert process.stdin is not None
-                _send(process.stdin, (task.name, dict(task.options), size, self._bounds[k], self._bounds[k + 1], name))
+                bounds = self._bounds[k : k + 2]
+                _send(process.stdin, (task.name, dict(task.options), maker, size, *bounds, name))
             for k in range(workers):
                 self._reply(k)
         finally:
@@ -140,7 +148,7 @@ class WorkerBatch:
         for worker in busy:
             places = np.flatnonzero(owners == worker)
             local = (wanted[places] - self._bounds[worker]).tolist()
-            self._post(worker, command, local, None if values is None else [values[p] for p in places])
+            self._post(worker, command, local, None if values is None else [values[int(p)] for p in places])
         answers: list[Any] = [None] * len(wanted)
         for worker in busy:
             reply = self._reply(worker)
@@ -190,10 +198,8 @@ class WorkerBatch:
         for process in self._processes:
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
-                    try:
+                    with contextlib.suppress(OSError):  # the worker may have ended already
                         pipe.close()
-                    except OSError:
-                        pass  # the worker has ended already
         for process in self._processes:
             try:
                 process.wait(timeout=5)
@@ -235,12 +241,12 @@ def _work() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a simulator prints must not mix with the answers
     try:
-        name, options, size, start, stop, path = _receive(commands)
+        name, options, maker, size, start, stop, path = _receive(commands)
         task = get_task(name, **options)
         discrete = isinstance(task.action_space, Discrete)
         shared = _Shared(Path(path), task, size, create=False)
         arrays = {key: array[start:stop] for key, array in shared.arrays.items()}
-        batch = task.make_local_batch(stop - start)
+        batch = getattr(task, maker)(stop - start)
         _send(answers, ("done", None))
         while True:
             try:

@@ -1,0 +1,63 @@
+"""ULTRA: find out why a reinforcement-learning policy fails, and make it better.
+
+    import ultra
+
+    config = ultra.RefineConfig(task="hopper", policy="policies/hopper", steps=200_000)
+    result = ultra.refine(config, "runs/hopper")
+
+`ultra.refine` runs all stages; `ultra.collect`, `identify`, `advise`, `verify` and `finetune` run
+one each. Everything is imported when it is first used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ultra.api import advise, collect, evaluate, finetune, identify, refine, report, train, verify
+    from ultra.config import PPOConfig, RefineConfig, TrainConfig
+    from ultra.errors import UltraError
+    from ultra.policy import Policy, load_policy, save_policy
+    from ultra.tasks import Task, get_task, register
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PPOConfig",
+    "Policy",
+    "RefineConfig",
+    "Task",
+    "TrainConfig",
+    "UltraError",
+    "advise",
+    "collect",
+    "evaluate",
+    "finetune",
+    "get_task",
+    "identify",
+    "load_policy",
+    "refine",
+    "register",
+    "report",
+    "save_policy",
+    "train",
+    "verify",
+]
+
+_HOMES = {
+    "ultra.config": ("PPOConfig", "RefineConfig", "TrainConfig"),
+    "ultra.errors": ("UltraError",),
+    "ultra.policy": ("Policy", "load_policy", "save_policy"),
+    "ultra.tasks": ("Task", "get_task", "register"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'ultra' has no attribute {name!r}")
+    import importlib
+
+    home = next((module for module, names in _HOMES.items() if name in names), "ultra.api")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

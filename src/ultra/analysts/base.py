@@ -1,0 +1,61 @@
+"""The protocol of analysts: who reads episodes, names critical states and gives advice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ultra.advice import Advice, CriticalState
+from ultra.budget import StepBudget
+from ultra.config import AnalyseConfig
+from ultra.policy import Policy
+from ultra.tasks.batch import Batch, Snapshot
+from ultra.tasks.task import Task
+from ultra.trajectories import Trajectory
+
+
+@dataclass(frozen=True)
+class Case:
+    """What an analyst is given: a policy, its episodes, and means to look closer."""
+
+    task: Task
+    policy: Policy
+    episodes: Sequence[Trajectory]
+    config: AnalyseConfig
+    gamma: float
+    batch: Batch
+    """For simulated branches; its states may be overwritten."""
+    budget: StepBudget
+    """Charged `analyse` steps."""
+    allowance: int
+    """Most steps that the analyst may simulate, over both of its tasks."""
+    rng: np.random.Generator
+    progress: Callable[[str], None] = lambda text: None
+    """Told in a few words what is being done."""
+
+    def snapshot(self, state: CriticalState) -> Snapshot:
+        """The complete state behind a critical state; replayed steps are charged."""
+        space = self.task.action_space
+        found, steps = self.episodes[state.episode].snapshot(state.t, self.batch, space)
+        self.budget.charge("analyse", steps)
+        return found
+
+
+class Analyst(Protocol):
+    """Reads episodes and gives advice."""
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        ...
+
+    def identify(self, case: Case) -> list[CriticalState]:
+        """Name the critical states, the most important first."""
+        ...
+
+    def advise(self, case: Case, states: Sequence[CriticalState]) -> list[Advice]:
+        """Suggest what to do at critical states; some may get no advice."""
+        ...

@@ -1,0 +1,216 @@
+"""The embedded analyst: no language model, only the simulator.
+
+Critical states are those where replacing the policy's actions for a few steps changes the outcome
+most. Advice is the plan that wins a sequential halving (Karnin et al., ICML 2013) over random
+plans; every comparison uses paired branches with common random numbers. The winner's measured
+advantage is flattered by having won: only `ultra.verification`, on fresh branches, says what it is worth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ultra.advice import Advice, CriticalState
+from ultra.analysts.base import Case
+from ultra.analysts.random import random_plan
+from ultra.describe import largest_facts
+from ultra.plans import Plan
+from ultra.tasks.batch import Snapshot
+from ultra.trajectories import Trajectory
+from ultra.verification import Bench, Trial
+
+IDENTIFY_SHARE = 0.4
+"""Share of the allowance for finding critical states; the rest compares plans at them."""
+SCREENED = 4
+"""Candidate states for each critical state that is wanted."""
+LOOK_AHEAD = 24
+"""Steps over which a fall of the critic's estimate makes a state a likely candidate."""
+
+
+def disappointment(episode: Trajectory, gamma: float, ahead: int = LOOK_AHEAD) -> NDArray[np.float64]:
+    """How much worse than expected each state turned out (T,), 0 where it went as well or better.
+
+    The negative part of the k-step advantage: discounted reward over the next `ahead` steps plus
+    the critic's value after them, minus the critic's value now.
+    """
+    steps = len(episode)
+    result = np.zeros(steps)
+    for t in range(steps):
+        end = min(t + ahead, steps)
+        discounts = gamma ** np.arange(end - t)
+        outcome = discounts @ episode.rewards[t:end] + gamma ** (end - t) * episode.values[end]
+        result[t] = max(0.0, episode.values[t] - outcome)
+    return result
+
+
+@dataclass
+class _Arm:
+    """A plan at a state, with what its pairs gave so far."""
+
+    place: int
+    plan: Plan
+    differences: NDArray[np.float64]
+
+    @property
+    def mean(self) -> float:
+        return float(self.differences.mean()) if len(self.differences) else 0.0
+
+
+class SearchAnalyst:
+    """Looks for critical states and good plans by simulating branches."""
+
+    name = "search"
+
+    def identify(self, case: Case) -> list[CriticalState]:
+        """Screen candidate states: where do random plans change the outcome most?
+
+        Candidates are drawn in proportion to disappointment. In each round every remaining state
+        tries fresh random plans; the half on which they have the smaller mean effect drops out.
+        """
+        candidates = self._candidates(case)
+        snapshots = [case.snapshot(state) for state in candidates]
+        bench = self._bench(case, IDENTIFY_SHARE * case.allowance)
+        effects: list[list[float]] = [[] for _ in candidates]
+        gains = [0.0] * len(candidates)
+        alive = list(range(len(candidates)))
+        rounds = max(1, math.ceil(math.log2(max(2, len(alive) / case.config.states))) + 1)
+        share = bench.left // rounds
+        for _ in range(rounds):
+            case.progress(f"screening {len(alive)} states")
+            pairs = min(8, share // max(1, 2 * case.config.horizon * len(alive)))
+            if pairs < 1:
+                # Too many states for what is left: keep the most disappointing ones.
+                alive = alive[: max(1, share // (2 * case.config.horizon))]
+                pairs = 1
+            if not bench.affordable(2 * pairs * len(alive)):
+                break
+            trials = [
+                Trial(
+                    snapshots[i],
+                    random_plan(case.task.action_space, case.config.plan_steps, case.rng),
+                    1.0,
+                    (seed,),
+                )
+                for i in alive
+                for seed in bench.seeds(pairs)
+            ]
+            results = bench.run(trials)
+            for place, i in enumerate(alive):
+                found = [float(r.differences[0]) for r in results[place * pairs : (place + 1) * pairs]]
+                effects[i] += [abs(x) for x in found]
+                gains[i] = max([gains[i], *found])
+            alive.sort(key=lambda i: -float(np.mean(effects[i])))
+            alive = alive[: max(case.config.states, math.ceil(len(alive) / 2))]
+        alive = alive[: case.config.states]
+        largest = max((float(np.mean(effects[i])) for i in alive if effects[i]), default=0.0) or 1.0
+        return [
+            CriticalState(
+                candidates[i].episode,
+                candidates[i].t,
+                float(np.mean(effects[i])) / largest if effects[i] else 0.0,
+                self._explain_state(case, candidates[i], effects[i], gains[i]),
+            )
+            for i in alive
+        ]
+
+    def advise(self, case: Case, states: Sequence[CriticalState]) -> list[Advice]:
+        """Compare random plans at all states by sequential halving, an equal budget in each round."""
+        space, config = case.task.action_space, case.config
+        snapshots = [case.snapshot(state) for state in states]
+        bench = self._bench(case, (1 - IDENTIFY_SHARE) * case.allowance)
+        rounds = max(1, math.ceil(math.log2(config.candidates)))
+        share = bench.left // rounds
+        # One round must afford one pair for every plan; the runs without a plan are shared.
+        places = min(len(states), share // (config.horizon * (config.candidates + 1)))
+        arms = [
+            _Arm(place, random_plan(space, config.plan_steps, case.rng), np.zeros(0))
+            for place in range(places)
+            for _ in range(config.candidates)
+        ]
+        for _ in range(rounds):
+            case.progress(f"comparing {len(arms)} plans at {places} states")
+            self._compare(arms, places, snapshots, bench, share, config.horizon)
+            arms = [arm for place in range(places) for arm in _better_half([a for a in arms if a.place == place])]
+        best = [max((a for a in arms if a.place == place), key=lambda a: a.mean) for place in range(places)]
+        largest = max((abs(arm.mean) for arm in best), default=0.0) or 1.0
+        return [self._advice(case, states[arm.place], arm, largest) for arm in best if arm.mean > 0]
+
+    @staticmethod
+    def _compare(
+        arms: list[_Arm], places: int, snapshots: list[Snapshot], bench: Bench, share: int, horizon: int
+    ) -> None:
+        """One round: the same number of pairs for every arm, on the same seeds at each state."""
+        if not arms:
+            return
+        pairs = max(1, share // (horizon * (len(arms) + places)))
+        while pairs > 0 and not bench.affordable(pairs * (len(arms) + places)):
+            pairs -= 1
+        if pairs < 1:
+            return
+        seeds = [bench.seeds(pairs) for _ in range(places)]
+        results = bench.run([Trial(snapshots[arm.place], arm.plan, 1.0, seeds[arm.place]) for arm in arms])
+        for arm, paired in zip(arms, results, strict=True):
+            arm.differences = np.concatenate([arm.differences, paired.differences])
+
+    @staticmethod
+    def _bench(case: Case, allowance: float) -> Bench:
+        return Bench(
+            case.batch,
+            case.policy,
+            case.gamma,
+            case.config.horizon,
+            case.budget,
+            "analyse",
+            int(allowance),
+            case.rng,
+        )
+
+    @staticmethod
+    def _candidates(case: Case) -> list[CriticalState]:
+        """States drawn without replacement, likelier where things turned out worse than expected."""
+        weights = [disappointment(episode, case.gamma) for episode in case.episodes]
+        where = [(e, t) for e, w in enumerate(weights) for t in range(len(w))]
+        weight = np.concatenate(weights)
+        weight = weight + 0.1 * max(float(weight.mean()), 1e-9)
+        count = min(SCREENED * case.config.states, len(where))
+        chosen = case.rng.choice(len(where), size=count, replace=False, p=weight / weight.sum())
+        ranked = [where[int(i)] for i in sorted(chosen, key=lambda i: -weight[i])]
+        return [CriticalState(episode, t, 0.0, "") for episode, t in ranked]
+
+    @staticmethod
+    def _explain_state(case: Case, state: CriticalState, effects: list[float], gain: float) -> str:
+        episode = case.episodes[state.episode]
+        value = episode.values[state.t]
+        later = episode.values[min(state.t + LOOK_AHEAD, len(episode))]
+        effect = float(np.mean(effects)) if effects else 0.0
+        return (
+            f"{largest_facts(case.task.card, case.episodes, state.episode, state.t)}. Other actions for a few steps "
+            f"changed the discounted return by {effect:.3g} on average (best {gain:+.3g}); the critic's estimate went "
+            f"from {value:.3g} to {later:.3g} within {LOOK_AHEAD} steps."
+        )
+
+    def _advice(self, case: Case, state: CriticalState, arm: _Arm, largest: float) -> Advice:
+        worth = float(np.clip(arm.mean / largest, -1, 1))
+        words = case.task.card.describe_plan(arm.plan, case.task.action_space)
+        return Advice(
+            state=state,
+            plan=arm.plan,
+            reward_follow=worth,
+            reward_taken=-worth,
+            explanation=(
+                f"{words}: best of {case.config.candidates} plans, {arm.mean:+.3g} discounted return over "
+                f"{len(arm.differences)} paired branches (not yet verified)."
+            ),
+            source=self.name,
+        )
+
+
+def _better_half(arms: list[_Arm]) -> list[_Arm]:
+    """The half of a state's arms with the higher means, at least one."""
+    ranked = sorted(arms, key=lambda arm: -arm.mean)
+    return ranked[: max(1, len(ranked) // 2)]

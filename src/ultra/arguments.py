@@ -1,0 +1,134 @@
+"""What each verb of the command line takes; docstrings are its `--help` texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from tyro.conf import Positional
+
+from ultra.config import RefineConfig, TrainConfig
+
+Settings = TypeVar("Settings", RefineConfig, TrainConfig)
+
+
+@dataclass(frozen=True)
+class TasksArguments:
+    """List the known tasks."""
+
+
+@dataclass(frozen=True)
+class TrainArguments(TrainConfig):
+    """Train a policy from scratch with PPO. The output directory can be given to `refine --policy`.
+
+    Example: ultra train hopper --steps 300000 --out policies/hopper
+    """
+
+    task: Positional[str]
+    """A known task (`ultra tasks`) or a Gymnasium id."""
+    out: Path | None = None
+    """Where the policy goes; default: runs/train-TASK-SEED."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class RefineArguments(RefineConfig):
+    """Refine a policy: collect, identify, advise, verify, fine-tune, evaluate. Repeat the command to resume.
+
+    Example: ultra refine hopper --policy policies/hopper --method ultra-ra --steps 200000
+    """
+
+    task: Positional[str]
+    """A known task (`ultra tasks`) or a Gymnasium id."""
+    out: Path | None = None
+    """Run directory; default: runs/TASK-METHOD-SEED."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectArguments(RefineConfig):
+    """Stage 1: let the policy play and record episodes. A new run directory also needs --task and --policy.
+
+    Example: ultra collect runs/h --task hopper --policy policies/hopper; then ultra identify runs/h, and so on.
+    """
+
+    run: Positional[Path]
+    """Run directory."""
+    task: str = ""
+    """A known task (`ultra tasks`) or a Gymnasium id, for a new run directory."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class StageArguments:
+    """One stage of a refinement, on its run directory. The stage before it must be done."""
+
+    run: Positional[Path]
+    """Run directory."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class EvaluateArguments:
+    """Score a policy: whole episodes in Gymnasium's own environment, most likely actions."""
+
+    policy: Positional[Path]
+    """Directory of the policy."""
+    task: str
+    """A known task (`ultra tasks`) or a Gymnasium id."""
+    episodes: int = 20
+    """Episodes to play."""
+    seed: int = 0
+    """Seed from which the episodes' seeds are drawn."""
+    workers: int = 0
+    """Processes; 0 uses all cores."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class ReportArguments:
+    """Write tables (CSV, JSON, Markdown), the learning curve (PNG) and one HTML page of a finished run."""
+
+    run: Positional[Path]
+    """Run directory."""
+    out: Path | None = None
+    """Where to write; default: RUN/report."""
+
+
+@dataclass(frozen=True)
+class PromptArguments:
+    """Print what a language model would be sent for an episode: any chat window can be given it."""
+
+    run: Positional[Path]
+    """Run directory."""
+    episode: int = 0
+    """Which of the collected episodes."""
+    tokens: int = 5000
+    """Budget of the identification prompt, in estimated tokens."""
+
+
+@dataclass(frozen=True)
+class QuickstartArguments:
+    """Refine a policy that ships with the package, with ULTRA-RA and with plain PPO, offline."""
+
+    task: Positional[Literal["hopper", "pong"]] = "hopper"
+    """Which of the shipped policies."""
+    out: Path = Path("quickstart")
+    """Where the runs and the picture go."""
+    steps: int = 0
+    """Budget of environment steps for each method; 0 takes the task's default."""
+    seed: int = 0
+    """Seed of everything random."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+def settings_of(options: Settings, kind: type[Settings]) -> Settings:
+    """The settings of a verb as a plain record, without what only the command line needs."""
+    return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})

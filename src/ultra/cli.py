@@ -1,0 +1,297 @@
+"""The command line: verbs only. Parse, call, print; everything heavy is imported by the verb."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ultra.errors import UltraError
+
+if TYPE_CHECKING:
+    from ultra.progress import Reporter
+
+Settings = TypeVar("Settings")
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""
+
+HELP = """\
+usage: ultra VERB [options]       (`ultra VERB --help` explains a verb)
+
+Find out why a reinforcement-learning policy fails, and make it better.
+
+  quickstart   refine a policy that ships with the package, offline, in a few minutes
+  tasks        list the known tasks
+  train        train a policy from scratch
+  refine       refine a policy: collect, identify, advise, verify, fine-tune, evaluate
+  evaluate     score a policy in Gymnasium's own environment
+  report       tables, learning curve and an HTML page of a finished run
+
+the stages of `refine` one by one, on its run directory:
+  collect      1. let the policy play and record episodes
+  identify     2. name the critical states
+  advise       2. suggest what to do there
+  verify       3. try every advice in the simulator
+  finetune     4. train with the advice as guidance
+  prompt       print what a language model would be sent
+
+everywhere: --quiet (no progress), --traceback (full errors). Commands that are repeated continue
+where they stopped. Exit status: 0 done, 2 bad usage or input, 3 language model out of reach,
+130 interrupted.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `ultra` command; ends the process with its exit status."""
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns its exit status. Errors of the user are one line."""
+    traceback = "--traceback" in arguments
+    verb, *rest = [argument for argument in arguments if argument != "--traceback"] or ["help"]
+    verbs = _verbs()
+    status = 2
+    try:
+        if verb not in verbs:
+            close = difflib.get_close_matches(verb, verbs, n=1)
+            hint = f"did you mean `ultra {close[0]}`?" if close else "`ultra --help` lists the verbs"
+            raise UltraError(f"unknown verb {verb!r}: {hint}")
+        return verbs[verb](rest)
+    except KeyboardInterrupt:
+        message, status = "interrupted; repeat the same command to continue", INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone: nothing more to say
+        return 0
+    except UltraError as error:
+        if traceback:
+            raise
+        message, status = str(error), error.exit_status
+    except OSError as error:
+        if traceback:
+            raise
+        message = f"{error.strerror or error}: {error.filename or ''}"
+    print(f"ultra {verb}: {message}", file=sys.stderr)
+    return status
+
+
+def _verbs() -> dict[str, Callable[[list[str]], int]]:
+    stages = {name: _stage_verb(name) for name in ("identify", "advise", "verify", "finetune")}
+    return {
+        **dict.fromkeys(("help", "--help", "-h"), _help),
+        "--version": _version,
+        "quickstart": _quickstart,
+        "tasks": _tasks,
+        "train": _train,
+        "refine": _refine,
+        "collect": _collect,
+        **stages,
+        "evaluate": _evaluate,
+        "report": _report,
+        "prompt": _prompt,
+    }
+
+
+def _help(arguments: list[str]) -> int:
+    print(HELP, end="")
+    return 0
+
+
+def _version(arguments: list[str]) -> int:
+    from ultra import __version__
+
+    print(f"ultra {__version__}")
+    return 0
+
+
+def _parse(kind: type[Settings], verb: str, arguments: list[str], default: Settings | None = None) -> Settings:
+    """Parse a verb's options; ends the process with status 2 on bad usage, 0 after `--help`."""
+    import tyro
+
+    about = (kind.__doc__ or "").strip()
+    prog = f"ultra {verb}"
+    if default is None:
+        return tyro.cli(kind, prog=prog, description=about, args=arguments)
+    return tyro.cli(kind, prog=prog, description=about, args=arguments, default=default)
+
+
+def _reporter(quiet: bool) -> Reporter:
+    from ultra.progress import Reporter
+
+    return Reporter(quiet)
+
+
+def _overlay(kind: type[Any], arguments: list[str]) -> tuple[Any, list[str]]:
+    """Settings of `--config FILE` as defaults, and the arguments without it."""
+    import yaml
+
+    from ultra.run import settings_from_dict
+
+    for place, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name == "--config":
+            rest = arguments[:place] + arguments[place + (1 if value else 2) :]
+            path = Path(value or (arguments[place + 1] if place + 1 < len(arguments) else ""))
+            try:
+                raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (OSError, yaml.YAMLError) as error:
+                raise UltraError(f"cannot read --config {path}: {error}") from error
+            if not isinstance(raw, dict):
+                raise UltraError(f"--config {path} must hold settings by name, not {raw!r}")
+            return settings_from_dict(kind, raw), rest
+    return None, arguments
+
+
+def _tasks(arguments: list[str]) -> int:
+    from ultra.arguments import TasksArguments
+    from ultra.tasks import known_tasks
+
+    _parse(TasksArguments, "tasks", arguments)
+    for name, summary in known_tasks().items():
+        print(f"{name:<12} {summary}")
+    print("Any other Gymnasium id works too, for instance CartPole-v1.")
+    return 0
+
+
+def _train(arguments: list[str]) -> int:
+    from ultra.arguments import TrainArguments, settings_of
+    from ultra.config import TrainConfig
+
+    default, rest = _overlay(TrainArguments, arguments)
+    options = _parse(TrainArguments, "train", rest, default)
+    from ultra.api import train
+
+    config, out = (
+        settings_of(options, TrainConfig),
+        options.out or Path("runs") / f"train-{options.task}-{options.seed}",
+    )
+    result = train(config, out, _reporter(options.quiet))
+    mean, (low, high) = result["return"]["last"]["mean"], result["return"]["last"]["ci95"]
+    print(f"{config.task}: return {mean:.1f} [{low:.1f}, {high:.1f}] after {config.steps:,} steps; policy in {out}")
+    return 0
+
+
+def _refine(arguments: list[str]) -> int:
+    from ultra.arguments import RefineArguments, settings_of
+    from ultra.config import RefineConfig
+
+    default, rest = _overlay(RefineArguments, arguments)
+    options = _parse(RefineArguments, "refine", rest, default)
+    from ultra.api import refine, report
+
+    name = "-".join([options.task, options.method, str(options.seed)])
+    out = options.out or Path("runs") / name
+    result = refine(settings_of(options, RefineConfig), out, _reporter(options.quiet))
+    folder = report(out)
+    _print_result(result, out)
+    print(f"report: {folder / 'report.html'}")
+    return 0
+
+
+def _print_result(result: dict[str, Any], out: Path) -> None:
+    from ultra.reporting import interval
+
+    returns = result["return"]
+    print(f"start   {interval(returns['start'])}")
+    print(f"last    {interval(returns['last'])}")
+    if result["improved"]:
+        print(f"improved by {interval(returns['gain'])}; the better policy is {out / 'policy' / 'best'}")
+    else:
+        print(
+            f"no improvement found (difference {interval(returns['gain'])}): {out / 'policy' / 'best'} is the "
+            f"starting policy, {out / 'policy' / 'last'} the refined one"
+        )
+
+
+def _collect(arguments: list[str]) -> int:
+    from ultra.arguments import CollectArguments, settings_of
+    from ultra.config import RefineConfig
+
+    default, rest = _overlay(CollectArguments, arguments)
+    options = _parse(CollectArguments, "collect", rest, default)
+    from ultra import api
+    from ultra.pipeline import Refinement
+
+    if not (options.run / "run.json").exists():
+        if not options.task or not options.policy:
+            raise UltraError(f"{options.run} is new: say what to refine, `ultra collect RUN --task TASK --policy DIR`")
+        Refinement.start(options.run, settings_of(options, RefineConfig), _reporter(quiet=True))
+    print(api.collect(options.run, _reporter(options.quiet)))
+    return 0
+
+
+def _stage_verb(stage: str) -> Callable[[list[str]], int]:
+    def verb(arguments: list[str]) -> int:
+        from ultra.arguments import StageArguments
+
+        options = _parse(StageArguments, stage, arguments)
+        from ultra import api
+
+        folder = api.run_stage(options.run, stage, _reporter(options.quiet))
+        if stage in ("advise", "verify"):
+            _print_advice(folder / ("advice.jsonl" if stage == "advise" else "verified.jsonl"))
+        print(folder)
+        return 0
+
+    return verb
+
+
+def _print_advice(path: Path) -> None:
+    from ultra.advice import load_advice
+    from ultra.reporting import explain
+
+    for item in load_advice(path):
+        print(explain(item), end="\n\n")
+
+
+def _evaluate(arguments: list[str]) -> int:
+    import json
+
+    from ultra.arguments import EvaluateArguments
+
+    options = _parse(EvaluateArguments, "evaluate", arguments)
+    from ultra.api import evaluate
+
+    estimate = evaluate(options.policy, options.task, options.episodes, options.seed, options.workers)
+    if options.json:
+        print(json.dumps({"task": options.task, "seed": options.seed, **estimate.as_dict()}))
+    else:
+        print(f"{options.task}: return {estimate} (mean and 95% interval, {estimate.count} episodes)")
+    return 0
+
+
+def _report(arguments: list[str]) -> int:
+    from ultra.arguments import ReportArguments
+
+    options = _parse(ReportArguments, "report", arguments)
+    from ultra.api import report
+
+    folder = report(options.run, options.out)
+    print((folder / "table.md").read_text(encoding="utf-8"))
+    print(f"report: {folder / 'report.html'}")
+    return 0
+
+
+def _prompt(arguments: list[str]) -> int:
+    from ultra.arguments import PromptArguments
+
+    options = _parse(PromptArguments, "prompt", arguments)
+    from ultra.prompt import prompts_of_run
+
+    for title, text in prompts_of_run(options.run, options.episode, options.tokens):
+        print(f"===== {title} =====\n\n{text}\n")
+    return 0
+
+
+def _quickstart(arguments: list[str]) -> int:
+    from ultra.arguments import QuickstartArguments
+
+    options = _parse(QuickstartArguments, "quickstart", arguments)
+    from ultra.quickstart import quickstart
+
+    quickstart(options.task, options.out, options.steps, options.seed, _reporter(options.quiet))
+    return 0

@@ -1,0 +1,237 @@
+"""ULTRA-A, ULTRA-R and ULTRA-RA (arXiv 2505.20671): advice modulates actions, rewards or both.
+
+    (1)  a_true(t) = a_LLM(t) if s_t is critical, else a_t ~ pi(.|s_t)
+    (2)  r'(t) = r_t + lambda * r_LLM(t) if s_t is critical, else r_t
+
+A state is critical if the episode started from its snapshot, or if its facts lie within the book's
+radius of an entry. An advice is a plan of L steps: for its duration the environment counts as
+critical, and the reward of equation 2 is spread evenly over its steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import KDTree
+
+from ultra.advice import AdviceBook
+from ultra.config import GuidanceConfig
+from ultra.guidance.base import Intervention, LossTerm
+from ultra.plans import PlanTable
+from ultra.policy import log_prob
+from ultra.spaces import Actions, ActionSpace, Continuous
+from ultra.tasks.batch import Facts, Indices, Observations, Snapshot
+
+KERNEL_WIDTH = 0.5
+"""Width of the Gaussian kernel on continuous actions scaled to [-1, 1]."""
+
+
+def similarity(space: ActionSpace, actions: Actions, targets: Actions) -> NDArray[np.float64]:
+    """Likeness (k,) of actions, 0 to 1: equal or not; for continuous ones a Gaussian kernel.
+
+    Args:
+        space: of the actions; continuous ones are scaled to [-1, 1] by its bounds.
+        actions: (k,) or (k, dim).
+        targets: likewise.
+    """
+    if isinstance(space, Continuous):
+        gap = space.scale(actions) - space.scale(targets)
+        likeness: NDArray[np.float64] = np.exp(-np.square(gap).mean(axis=1) / (2 * KERNEL_WIDTH**2))
+        return likeness
+    equal: NDArray[np.float64] = (actions == targets).astype(np.float64)
+    return equal
+
+
+class UltraGuidance:
+    """Modulates training by a book of advice.
+
+    Args:
+        book: advice with its states; the matching radius is the book's.
+        space: actions of the task.
+        config: strengths; `strength` 0 gives plain PPO, bit for bit.
+        environments: how many train together.
+        on_actions: overwrite actions (ULTRA-A, ULTRA-RA).
+        on_rewards: change rewards (ULTRA-R, ULTRA-RA).
+        rng: source of its own randomness, apart from the training's.
+    """
+
+    needs_facts = True
+
+    def __init__(
+        self,
+        book: AdviceBook,
+        space: ActionSpace,
+        config: GuidanceConfig,
+        environments: int,
+        *,
+        on_actions: bool,
+        on_rewards: bool,
+        rng: np.random.Generator,
+    ) -> None:
+        book = book.trusted(config.trust)
+        self._book, self._space, self._config, self._rng = book, space, config, rng
+        self._on_rewards = on_rewards
+        advice = [entry.advice for entry in book.entries]
+        self._table = PlanTable([a.plan for a in advice], [a.strength for a in advice], space)
+        self._tree = KDTree(book.points) if len(book) else None
+        # Advice that is not known to help acts through rewards alone, unless everything is trusted.
+        self._executable = np.array(
+            [on_actions and (config.trust == "all" or a.verdict == "helps") for a in advice], dtype=np.bool_
+        )
+        gains = np.array([max(0.0, a.verification.advantage) if a.verdict == "helps" else 0.0  # type: ignore[union-attr]
+                          for a in advice])  # fmt: skip
+        self._worth = (gains / gains.max() if gains.size and gains.max() > 0 else gains).astype(np.float32)
+        self._follow = np.array([a.reward_follow for a in advice])
+        self._repeat = np.array([a.reward_taken for a in advice])
+        self._taken = PlanRecords([entry.taken for entry in book.entries], self._table, space)
+        self._beta = config.strength
+        self._active = np.full(environments, -1, dtype=np.int64)
+        self._position = np.zeros(environments, dtype=np.int64)
+        self._following = np.zeros(environments, dtype=np.bool_)
+        self._counts = np.zeros(3)
+        self._loss = imitation_loss(config.imitation) if self._imitates else None
+
+    @property
+    def _imitates(self) -> bool:
+        config = self._config
+        return (
+            config.estimator == "corrected"
+            and config.imitation > 0
+            and config.strength > 0
+            and bool((self._executable & (self._worth > 0)).any())
+        )
+
+    @property
+    def drops_replaced(self) -> bool:
+        """Whether overwritten steps are left out of the surrogate: yes with the corrected estimator."""
+        return self._config.estimator == "corrected"
+
+    @property
+    def loss(self) -> LossTerm | None:
+        """Imitation of verified advice, weighted by its measured advantage."""
+        return self._loss
+
+    def progress(self, fraction: float) -> None:
+        """Anneal the strength linearly to zero by `anneal_until`."""
+        self._beta = self._config.strength * max(0.0, 1.0 - fraction / self._config.anneal_until)
+
+    def start(self, indices: Indices) -> list[Snapshot | None]:
+        """Let some of the starting episodes begin at critical states."""
+        starts: list[Snapshot | None] = []
+        for index in indices:
+            self._active[index] = -1
+            if len(self._book) and self._rng.random() < self._config.restart * self._beta:
+                entry = int(self._rng.integers(len(self._book)))
+                self._engage(np.array([index]), np.array([entry]))
+                starts.append(self._book.entries[entry].snapshot)
+            else:
+                starts.append(None)
+        return starts
+
+    def _engage(self, environments: NDArray[Any], entries: NDArray[Any]) -> None:
+        self._active[environments] = entries
+        self._position[environments] = 0
+        heeded = self._rng.random(len(entries)) < self._beta
+        self._following[environments] = heeded & self._executable[entries]
+
+    def act(self, observations: Observations, facts: Facts | None, actions: Actions) -> Intervention:
+        """Execute plans where a state is critical and the advice is followed."""
+        weights = np.zeros(len(actions), np.float32)
+        replaced = np.zeros(len(actions), np.bool_)
+        if self._tree is None or self._beta <= 0:
+            self._active[:] = -1
+            return Intervention(actions, replaced, weights)
+        assert facts is not None
+        free = np.flatnonzero(self._active < 0)
+        if len(free):
+            points = self._book.standardise(facts[free])
+            nearest = np.asarray(self._tree.query(points, distance_upper_bound=self._book.radius)[1])
+            near = nearest < len(self._book)
+            if near.any():
+                self._engage(free[near], nearest[near])
+        replaced = (self._active >= 0) & self._following
+        where = np.flatnonzero(replaced)
+        self._counts += (len(actions), float((self._active >= 0).sum()), len(where))
+        if len(where):
+            actions = actions.copy()
+            entries = self._active[where]
+            actions[where] = self._table.apply(entries, self._position[where], actions[where])
+            weights[where] = self._beta * self._worth[entries]
+        return Intervention(actions, replaced, weights)
+
+    def reward(self, facts: Facts | None, actions: Actions, rewards: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Equation 2 at critical states; then move on in the plans."""
+        where = np.flatnonzero(self._active >= 0)
+        if not len(where):
+            return rewards
+        entries, positions = self._active[where], self._position[where]
+        if self._on_rewards and self._config.lam > 0:
+            taken, known = self._taken.at(entries, positions)
+            advised = self._table.apply(entries, positions, taken)
+            followed = similarity(self._space, actions[where], advised)
+            # An executed plan is followed by construction, whatever the policy's own action was.
+            followed = np.where(self._following[where], 1.0, np.where(known, followed, 0.0))
+            repeated = np.where(known, similarity(self._space, actions[where], taken), 0.0)
+            implicit = self._follow[entries] * followed + self._repeat[entries] * repeated
+            rewards = rewards.copy()
+            rewards[where] += self._beta * self._config.lam * implicit / self._table.lengths[entries]
+        self._position[where] += 1
+        self._active[where[self._position[where] >= self._table.lengths[entries]]] = -1
+        return rewards
+
+    def metrics(self) -> dict[str, float]:
+        """Strength, and the shares of steps that were critical and overwritten."""
+        steps, critical, replaced = self._counts
+        self._counts = np.zeros(3)
+        return {
+            "guidance/strength": self._beta,
+            "guidance/critical_share": critical / steps if steps else 0.0,
+            "guidance/replaced_share": replaced / steps if steps else 0.0,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Plans under way and the random generator."""
+        return {
+            "active": self._active.tolist(),
+            "position": self._position.tolist(),
+            "following": self._following.tolist(),
+            "rng": self._rng.bit_generator.state,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`."""
+        self._active[:] = state["active"]
+        self._position[:] = state["position"]
+        self._following[:] = state["following"]
+        self._rng.bit_generator.state = state["rng"]
+
+
+class PlanRecords:
+    """What the policy itself did at critical states, step by step, padded to the plans' lengths."""
+
+    def __init__(self, taken: list[NDArray[Any]], table: PlanTable, space: ActionSpace) -> None:
+        self._taken = np.zeros_like(table.steps)
+        self._lengths = np.zeros(len(taken), dtype=np.int64)
+        for row, actions in enumerate(taken):
+            self._lengths[row] = min(len(actions), self._taken.shape[1])
+            self._taken[row, : self._lengths[row]] = space.clip(actions[: self._lengths[row]])
+
+    def at(self, rows: NDArray[Any], positions: NDArray[Any]) -> tuple[Actions, NDArray[np.bool_]]:
+        """Actions (k,) or (k, dim), and whether the episode lasted that long (k,)."""
+        return self._taken[rows, positions], positions < self._lengths[rows]
+
+
+def imitation_loss(weight: float) -> LossTerm:
+    """Advantage-weighted imitation of executed advice; the exploration noise is left alone."""
+
+    def loss(params: dict[str, Any], batch: Any) -> jax.Array:
+        if "log_std" in params:
+            params = {**params, "log_std": jax.lax.stop_gradient(params["log_std"])}
+        likelihood = log_prob(params, batch["outputs"], batch["actions"])
+        return -weight * jnp.mean(batch["weights"] * batch["replaced"] * likelihood)
+
+    return loss

@@ -1,0 +1,374 @@
+"""The way through the house: collect -> identify -> advise -> verify -> fine-tune -> evaluate.
+
+Each stage reads the files of the one before from the run directory and writes its own, so that a
+stage can be run, looked at, replaced or resumed alone. `refine` runs them all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ultra.advice import (
+    Advice,
+    AdviceBook,
+    Entry,
+    calibrate,
+    load_advice,
+    load_states,
+    save_advice,
+    save_states,
+)
+from ultra.analysts import Case, get_analyst
+from ultra.collection import collect
+from ultra.config import RefineConfig
+from ultra.errors import UltraError
+from ultra.evaluation import evaluate, evaluation_seeds
+from ultra.files import write_json
+from ultra.guidance.base import Guidance, NoGuidance
+from ultra.guidance.ultra import UltraGuidance
+from ultra.policy import Policy, check_fits, load_policy, save_policy
+from ultra.ppo import train
+from ultra.progress import Reporter, TrainingLog
+from ultra.run import STAGES, Run, versions
+from ultra.statistics import difference_interval
+from ultra.tasks import Task, get_task
+from ultra.tasks.batch import Batch
+from ultra.trajectories import Episodes, save_trajectory
+from ultra.verification import Bench, verify
+
+BRANCHES_TOGETHER = 64
+
+
+class Refinement:
+    """One refinement in progress: its run directory, task and budget, and a method for each stage."""
+
+    def __init__(self, run: Run, reporter: Reporter) -> None:
+        self.run, self.reporter = run, reporter
+        self.config: RefineConfig = run.config
+        self.task = task_of(self.config)
+        self.budget = run.budget()
+
+    @classmethod
+    def start(cls, path: Path, config: RefineConfig, reporter: Reporter) -> Refinement:
+        """Begin a refinement, or continue the one that the same command began.
+
+        Nothing is written before the task and the policy have been found to be good.
+
+        Raises:
+            UltraError: if the task is unknown, the policy does not fit, or the directory is another's.
+        """
+        if not (path / "policy" / "start" / "policy.json").exists():
+            task = task_of(config)
+            if not config.policy:
+                raise UltraError("which policy? Give --policy DIR (`ultra train` makes one)")
+            policy = load_policy(config.policy)
+            check_fits(policy, task.name, task.observation_size, task.action_space)
+            run = Run.start(path, "refine", config)
+            save_policy(policy, path / "policy" / "start", {"copied_from": config.policy})
+            return cls(run, reporter)
+        return cls(Run.start(path, "refine", config), reporter)
+
+    # -- the way through -----------------------------------------------------------------------
+
+    def run_all(self) -> dict[str, Any]:
+        """Run every stage that is not done yet, then evaluate; returns the contents of `result.json`."""
+        for number in range(1, self.config.rounds + 1):
+            for stage in stages_of(self.config.method):
+                self.run_stage(stage, number)
+        return self.evaluate()
+
+    def run_stage(self, stage: str, number: int = 1) -> None:
+        """Run one stage of one round, unless it is done.
+
+        Raises:
+            RunDirectoryError: if the stage before it is not done.
+        """
+        name = f"round-{number}/{stage}"
+        if self.run.finished(name):
+            return
+        needed = self._before(stage, number)
+        if needed is not None:
+            self.run.require(needed, f"ultra {needed.split('/')[1]} {self.run.path}")
+        # A stage that was interrupted begins anew, and so does its part of the budget.
+        self.budget = self.run.budget()
+        stages: dict[str, Callable[[int], None]] = {
+            "collect": self._collect,
+            "identify": self._identify,
+            "advise": self._advise,
+            "verify": self._verify,
+            "finetune": self._finetune,
+        }
+        stages[stage](number)
+        self.run.complete(name, self.budget)
+
+    def _before(self, stage: str, number: int) -> str | None:
+        order = [f"round-{r}/{s}" for r in range(1, number + 1) for s in stages_of(self.config.method)]
+        name = f"round-{number}/{stage}"
+        if name not in order:
+            raise UltraError(f"method {self.config.method!r} has no stage {stage!r}: it trains without advice")
+        place = order.index(name)
+        return order[place - 1] if place else None
+
+    # -- stages --------------------------------------------------------------------------------
+
+    def _collect(self, number: int) -> None:
+        settings = self.config.collect
+        allowance = int(settings.share * self._round_steps)
+        longest = max(1, allowance // settings.episodes)
+        seeds = self._rng(number, "collect").integers(2**31, size=settings.episodes).tolist()
+        with self.reporter.bar("collect", allowance) as update:
+            taken = 0
+
+            def progress(steps: int) -> None:
+                nonlocal taken
+                taken += steps
+                update(taken, "")
+
+            trajectories = collect(
+                self.task,
+                self._policy(number),
+                seeds,
+                self.config.ppo.gamma,
+                longest=longest,
+                workers=self.config.workers,
+                progress=progress,
+            )
+        self.budget.charge("collect", sum(len(trajectory) for trajectory in trajectories))
+        folder = self.run.round(number) / "trajectories"
+        folder.mkdir(exist_ok=True)
+        for index, trajectory in enumerate(trajectories):
+            save_trajectory(trajectory, folder / f"episode-{index:03d}.npz")
+        mean = np.mean([trajectory.total_reward for trajectory in trajectories])
+        self.reporter.say(f"          {len(trajectories)} episodes, mean return {mean:.1f} (actions sampled)")
+
+    def _identify(self, number: int) -> None:
+        with self._case(number, "identify") as case:
+            states = get_analyst(self.config.analyst).identify(case)
+        if not states:
+            raise UltraError(f"analyst {self.config.analyst!r} found no critical state: raise --analyse.share")
+        save_states(states, self.run.round(number) / "states.jsonl")
+
+    def _advise(self, number: int) -> None:
+        states = load_states(self.run.round(number) / "states.jsonl")
+        with self._case(number, "advise") as case:
+            advice = get_analyst(self.config.analyst).advise(case, states)
+        for item in advice:
+            item.plan.check(self.task.action_space)
+        save_advice(advice, self.run.round(number) / "advice.jsonl")
+
+    def _verify(self, number: int) -> None:
+        advice = load_advice(self.run.round(number) / "advice.jsonl")
+        if self.config.guidance.trust == "helps" and advice:
+            with self._case(number, "verify") as case:
+                entries = self._entries(case, advice)
+                bench = Bench(
+                    case.batch,
+                    case.policy,
+                    case.gamma,
+                    self.config.analyse.horizon,
+                    self.budget,
+                    "verify",
+                    int(self.config.verify.share * self._round_steps),
+                    case.rng,
+                )
+                advice = [entry.advice for entry in verify(entries, bench, self.config.verify)]
+        save_advice(advice, self.run.round(number) / "verified.jsonl")
+        found = audit(advice)
+        self.reporter.say(
+            f"          {found['advices']} advices: {found['helps']} help, {found['harms']} harm, "
+            f"{found['unclear']} unclear, {found['untried']} not tried"
+        )
+
+    def _finetune(self, number: int) -> None:
+        config = self.config
+        last_round = number == config.rounds
+        share = self.budget.remaining if last_round else number * self._round_steps - self.budget.used
+        folder = self.run.round(number)
+        guidance = self._guidance(number) if config.method.startswith("ultra") else NoGuidance()
+        offset = self.budget.used
+        with self.reporter.bar("train", share) as update:
+            log = TrainingLog(self.run.path, offset, update)
+            try:
+                policy = train(
+                    self.task,
+                    self._policy(number),
+                    config.ppo,
+                    share,
+                    self._rng(number, "finetune"),
+                    guidance=guidance,
+                    budget=self.budget,
+                    observer=log,
+                    checkpoint=folder / "checkpoint.npz",
+                    workers=config.workers,
+                )
+            finally:
+                log.close()
+        save_policy(policy, folder / "policy", {"round": number, "method": config.method})
+
+    def evaluate(self) -> dict[str, Any]:
+        """Compare the starting policy and the last one on fresh seeds; keep the better; write the result."""
+        if self.run.finished("evaluate"):
+            return self.run.read_result()
+        self.budget = self.run.budget()
+        config, folder = self.config, self.run.path / "policy"
+        seeds = evaluation_seeds(config.seed, config.evaluate.episodes)
+        self.reporter.say(f"evaluate  {len(seeds)} episodes for each policy, in Gymnasium's own environment")
+        start = load_policy(folder / "start")
+        start_estimate, start_returns, steps = evaluate(self.task, start, seeds, workers=config.workers)
+        self.budget.evaluation += steps
+        last, last_estimate, last_returns = start, start_estimate, start_returns
+        if stages_of(config.method):
+            last = self._policy(config.rounds + 1)
+            last_estimate, last_returns, steps = evaluate(self.task, last, seeds, workers=config.workers)
+            self.budget.evaluation += steps
+        gain = difference_interval(last_returns.tolist(), start_returns.tolist())
+        improved = gain.low > 0
+        save_policy(last, folder / "last")
+        save_policy(last if improved else start, folder / "best")
+        result = {
+            "task": config.task,
+            "method": config.method,
+            "analyst": config.analyst if config.method.startswith("ultra") else None,
+            "seed": config.seed,
+            "improved": improved,
+            "return": {
+                "start": start_estimate.as_dict(),
+                "last": last_estimate.as_dict(),
+                "best": (last_estimate if improved else start_estimate).as_dict(),
+                "gain": {"mean": gain.mean, "ci95": [gain.low, gain.high]},
+            },
+            "returns": {"start": start_returns.tolist(), "last": last_returns.tolist()},
+            "budget": self.budget.as_dict(),
+            "audit": self._audit(),
+            "llm": {"used": False, "requests": 0, "tokens": 0, "cost": 0.0},
+            "versions": versions(),
+        }
+        write_json(self.run.result, result)
+        self.run.complete("evaluate", self.budget)
+        return result
+
+    # -- what stages share ---------------------------------------------------------------------
+
+    @property
+    def _round_steps(self) -> int:
+        return self.config.steps // self.config.rounds
+
+    def _rng(self, number: int, stage: str) -> np.random.Generator:
+        """A generator of the stage's own, so that stages can be run alone and repeated."""
+        return np.random.default_rng([self.config.seed, number, STAGES.index(stage)])
+
+    def _policy(self, number: int) -> Policy:
+        """The policy with which a round begins."""
+        if number == 1:
+            return load_policy(self.run.path / "policy" / "start")
+        return load_policy(self.run.round(number - 1) / "policy")
+
+    def _case(self, number: int, stage: str) -> _CaseContext:
+        return _CaseContext(self, number, stage)
+
+    def _entries(self, case: Case, advice: list[Advice]) -> list[Entry]:
+        """Advice with the facts, snapshots and actions of its states."""
+        entries = []
+        for item in advice:
+            episode = case.episodes[item.state.episode]
+            t = item.state.t
+            taken = episode.actions[t : t + len(item.plan)]
+            entries.append(Entry(item, episode.facts[t], case.snapshot(item.state), taken))
+        return entries
+
+    def _guidance(self, number: int) -> Guidance:
+        config = self.config
+        with self._case(number, "finetune") as case:
+            advice = load_advice(self.run.round(number) / "verified.jsonl")
+            columns = self.task.card.matched
+            scale, radius = calibrate([episode.facts for episode in case.episodes], columns)
+            radius = config.guidance.radius or radius
+            book = AdviceBook(tuple(self._entries(case, advice)), columns, scale, radius)
+        trusted = book.trusted(config.guidance.trust)
+        self.reporter.say(
+            f"guide     {len(trusted)} of {len(book)} advices, matching radius {radius:.2f} in standardised facts"
+        )
+        return UltraGuidance(
+            book,
+            self.task.action_space,
+            config.guidance,
+            config.ppo.environments,
+            on_actions=config.method in ("ultra-a", "ultra-ra"),
+            on_rewards=config.method in ("ultra-r", "ultra-ra"),
+            rng=np.random.default_rng([config.seed, number, len(STAGES)]),
+        )
+
+    def _audit(self) -> dict[str, Any] | None:
+        """The audit of all rounds' advice, or None if the method uses none."""
+        if not self.config.method.startswith("ultra"):
+            return None
+        advice = []
+        for number in range(1, self.config.rounds + 1):
+            advice += load_advice(self.run.round(number) / "verified.jsonl")
+        return audit(advice)
+
+
+class _CaseContext:
+    """Opens what an analyst is given, and frees the environments afterwards."""
+
+    def __init__(self, refinement: Refinement, number: int, stage: str) -> None:
+        self._refinement, self._number, self._stage = refinement, number, stage
+        self._batch: Batch | None = None
+
+    def __enter__(self) -> Case:
+        own = self._refinement
+        config = own.config
+        self._batch = own.task.make_batch(BRANCHES_TOGETHER, config.workers or None)
+        title = f"{self._stage:<9} "
+        return Case(
+            task=own.task,
+            policy=own._policy(self._number),
+            episodes=Episodes(own.run.round(self._number) / "trajectories"),
+            config=config.analyse,
+            gamma=config.ppo.gamma,
+            batch=self._batch,
+            budget=own.budget,
+            allowance=int(config.analyse.share * own._round_steps),
+            rng=own._rng(self._number, self._stage),
+            progress=lambda text: own.reporter.say(title + text),
+        )
+
+    def __exit__(self, *error: object) -> None:
+        if self._batch is not None:
+            self._batch.close()
+
+
+def stages_of(method: str) -> tuple[str, ...]:
+    """The stages that a method goes through before evaluation."""
+    if method == "none":
+        return ()
+    return STAGES if method.startswith("ultra") else ("finetune",)
+
+
+def audit(advice: list[Advice]) -> dict[str, Any]:
+    """How good an adviser was: verdicts, mean advantage, steps per helpful advice."""
+    tried = [item.verification for item in advice if item.verification is not None]
+    counts = {verdict: sum(v.verdict == verdict for v in tried) for verdict in ("helps", "harms", "unclear")}
+    steps = sum(v.steps for v in tried)
+    return {
+        "advices": len(advice),
+        **counts,
+        "untried": len(advice) - len(tried),
+        "mean_advantage": float(np.mean([v.advantage for v in tried])) if tried else None,
+        "verification_steps": steps,
+        "steps_per_helpful": math.ceil(steps / counts["helps"]) if counts["helps"] else None,
+    }
+
+
+def task_of(config: Any) -> Task:
+    """The task of a configuration, with its options."""
+    options = {"sticky": config.sticky} if config.sticky else {}
+    try:
+        return get_task(config.task, **options)
+    except TypeError as error:
+        raise UltraError(f"--sticky is for Atari tasks; {config.task} has no sticky actions") from error

@@ -1,0 +1,175 @@
+"""Reports of finished runs: tables (CSV, JSON, Markdown), learning curves (PNG), one HTML page."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ultra.advice import Advice, load_advice
+from ultra.files import write_atomically, write_json
+from ultra.run import Run, read_curve
+
+COLUMNS = ("task", "method", "analyst", "seed", "start", "last", "last_low", "last_high", "improved", "steps")
+
+
+def label(result: dict[str, Any]) -> str:
+    """A method as tables and legends name it."""
+    return f"{result['method']} ({result['analyst']})" if result["analyst"] else str(result["method"])
+
+
+def interval(estimate: dict[str, Any]) -> str:
+    """A mean with its 95% interval."""
+    return f"{estimate['mean']:.1f} [{estimate['ci95'][0]:.1f}, {estimate['ci95'][1]:.1f}]"
+
+
+def row_of(result: dict[str, Any]) -> dict[str, Any]:
+    """One run as a row of the CSV table."""
+    start, last = result["return"]["start"], result["return"]["last"]
+    return {
+        "task": result["task"],
+        "method": result["method"],
+        "analyst": result["analyst"] or "",
+        "seed": result["seed"],
+        "start": start["mean"],
+        "last": last["mean"],
+        "last_low": last["ci95"][0],
+        "last_high": last["ci95"][1],
+        "improved": result["improved"],
+        "steps": result["budget"]["used"],
+    }
+
+
+def comparison(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table that compares methods: returns, and steps by purpose."""
+    header = ["", "mean return [95%]", "collect", "analyse", "verify", "train", "total"]
+    first = results[0]
+    rows = [["start", interval(first["return"]["start"]), *[""] * 5]]
+    for result in results:
+        budget = result["budget"]
+        steps = [f"{budget[key]:,}" for key in ("collect", "analyse", "verify", "train", "used")]
+        rows.append([label(result), interval(result["return"]["last"]), *steps])
+    return header, rows
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def draw_curves(runs: Sequence[Run], path: Path) -> None:
+    """Learning curves against total environment steps, one line for each run, as PNG."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.2), dpi=120, layout="constrained")
+    results = [run.read_result() for run in runs]
+    for number, (run, result) in enumerate(zip(runs, results, strict=True)):
+        rows = read_curve(run.curve)
+        colour = f"C{number}"
+        if rows:
+            steps, mean = [row[0] for row in rows], [row[1] for row in rows]
+            axes.plot(steps, mean, color=colour, label=f"{label(result)}, while training")
+        last = result["return"]["last"]
+        error = [[last["mean"] - last["ci95"][0]], [last["ci95"][1] - last["mean"]]]
+        end = result["budget"]["used"] * (1 + 0.01 * number)
+        axes.errorbar([end], [last["mean"]], yerr=error, fmt="o", color=colour, capsize=4)
+    start = results[0]["return"]["start"]
+    axes.axhline(start["mean"], color="0.4", linestyle="--", linewidth=1, label="starting policy")
+    axes.set_xlabel("environment steps, of all purposes")
+    axes.set_ylabel("return")
+    axes.set_title(f"{results[0]['task']}: dots are final evaluations with 95% intervals", fontsize=10)
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    pyplot.close(figure)
+    write_atomically(path, buffer.getvalue())
+
+
+def advice_of(run: Run) -> list[Advice]:
+    """All advice of a run with its verdicts, the most important state first; empty if it used none."""
+    advice = []
+    for number in range(1, run.config.rounds + 1):
+        path = run.path / f"round-{number}" / "verified.jsonl"
+        if path.is_file():
+            advice += load_advice(path)
+    return sorted(advice, key=lambda item: -item.state.importance)
+
+
+def explain(item: Advice) -> str:
+    """An advice with its state and what verification found, as a few lines of text."""
+    state = item.state
+    lines = [
+        f"Episode {state.episode}, step {state.t} (importance {state.importance:.2f}): {state.explanation}",
+        f"  Advice: {item.explanation}",
+    ]
+    found = item.verification
+    if found is not None:
+        strength = f" at strength {found.strength:g}" if item.plan.relative else ""
+        lines.append(
+            f"  Verified{strength}: {found.verdict}, {found.advantage:+.2f} discounted return "
+            f"[{found.low:+.2f}, {found.high:+.2f}] over {found.pairs} paired branches."
+        )
+    return "\n".join(lines)
+
+
+def write_report(runs: Sequence[Run], out: Path) -> Path:
+    """Write `runs.csv`, `runs.json`, `table.md`, `curves.png` and `report.html`.
+
+    Raises:
+        RunDirectoryError: if a run has not finished.
+    """
+    results = [run.read_result() for run in runs]
+    out.mkdir(parents=True, exist_ok=True)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row_of(result) for result in results)
+    write_atomically(out / "runs.csv", buffer.getvalue().encode())
+    write_json(out / "runs.json", results)
+    table = comparison(results)
+    write_atomically(out / "table.md", markdown_table(*table).encode())
+    draw_curves(runs, out / "curves.png")
+    write_atomically(out / "report.html", _page(runs, results, table, out / "curves.png").encode())
+    return out
+
+
+def _page(
+    runs: Sequence[Run], results: Sequence[dict[str, Any]], table: tuple[list[str], list[list[str]]], image: Path
+) -> str:
+    """One self-contained page: table, curves, critical states."""
+
+    def cells(row: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+
+    body = "".join(cells(row, "td") for row in table[1])
+    picture = base64.b64encode(image.read_bytes()).decode()
+    advice = "\n\n".join(explain(item) for run in runs for item in advice_of(run)) or "This method uses no advice."
+    raw = html.escape(json.dumps(results, indent=2))
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>ULTRA: {html.escape(results[0]["task"])}</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
+table {{ border-collapse: collapse }}
+td, th {{ padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right }}
+td:first-child {{ text-align: left }} img {{ max-width: 100% }} pre {{ white-space: pre-wrap; background: #f6f6f6;
+padding: 1rem }}
+</style>
+<h1>ULTRA: {html.escape(results[0]["task"])}</h1>
+<table>{cells(table[0], "th")}{body}</table>
+<p><img alt="Learning curves" src="data:image/png;base64,{picture}"></p>
+<h2>Critical states and advice</h2>
+<pre>{html.escape(advice)}</pre>
+<details><summary>Results as JSON</summary><pre>{raw}</pre></details>
+</html>
+"""

@@ -1,0 +1,215 @@
+"""The run directory: what was asked for, which stages are done, and where their files lie."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ultra.budget import StepBudget
+from ultra.config import (
+    AnalyseConfig,
+    CollectConfig,
+    EvaluateConfig,
+    GuidanceConfig,
+    PPOConfig,
+    RefineConfig,
+    TrainConfig,
+    VerifyConfig,
+)
+from ultra.errors import RunDirectoryError, UltraError
+from ultra.files import write_atomically, write_json
+
+STAGES = ("collect", "identify", "advise", "verify", "finetune")
+"""Stages of one round, in order."""
+
+_IRRELEVANT = ("workers",)
+"""Settings that may differ when a command is repeated: they do not change the result."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the results depend on."""
+    names = ("ultra-refine", "jax", "numpy", "gymnasium", "mujoco", "ale-py")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def settings_from_dict(kind: type[Any], value: Mapping[str, Any]) -> Any:
+    """Build a settings record from plain values, sections nested.
+
+    Raises:
+        UltraError: for a name that the record does not have; the known ones are listed.
+    """
+    sections = {
+        "collect": CollectConfig, "analyse": AnalyseConfig, "verify": VerifyConfig,
+        "guidance": GuidanceConfig, "ppo": PPOConfig, "evaluate": EvaluateConfig,
+    }  # fmt: skip
+    known = {field.name for field in fields(kind)}
+    unknown = sorted(set(value) - known)
+    if unknown:
+        raise UltraError(f"unknown setting {unknown[0]!r}: known are {', '.join(sorted(known))}")
+    built = {
+        name: settings_from_dict(sections[name], item) if name in sections and isinstance(item, Mapping) else item
+        for name, item in value.items()
+    }
+    if "hidden" in built:
+        built["hidden"] = tuple(built["hidden"])
+    return kind(**built)
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Settings as one level: `ppo.gamma`, ..."""
+    items = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    result: dict[str, Any] = {}
+    for name, item in items.items():
+        if isinstance(item, Mapping):
+            result |= _flat(item, f"{prefix}{name}.")
+        else:
+            result[f"{prefix}{name}"] = list(item) if isinstance(item, tuple) else item
+    return result
+
+
+@dataclass
+class Run:
+    """A run directory.
+
+    Attributes:
+        path: where it lies.
+        command: `refine` or `train`.
+        config: what was asked for.
+        done: budget after each finished stage, in the order in which they finished.
+    """
+
+    path: Path
+    command: str
+    config: Any
+    done: dict[str, dict[str, int]]
+
+    @classmethod
+    def open(cls, path: Path, command: str = "refine") -> Run:
+        """Open a run directory that exists.
+
+        Raises:
+            RunDirectoryError: if it is missing, damaged, or of another command.
+        """
+        manifest = path / "run.json"
+        if not manifest.is_file():
+            raise RunDirectoryError(f"{path} is not a run directory (no run.json): start one with `ultra {command}`")
+        try:
+            raw = json.loads(manifest.read_text(encoding="utf-8"))
+            found, done, settings = raw["command"], raw["done"], raw["config"]
+        except (OSError, ValueError, KeyError) as error:
+            raise RunDirectoryError(f"{manifest} is damaged ({error}): use another --out") from error
+        if found != command:
+            raise RunDirectoryError(f"{path} belongs to `ultra {found}`, not `ultra {command}`: choose another --out")
+        kind = RefineConfig if command == "refine" else TrainConfig
+        return cls(path, command, settings_from_dict(kind, settings), done)
+
+    @classmethod
+    def start(cls, path: Path, command: str, config: RefineConfig | TrainConfig) -> Run:
+        """Make a run directory, or continue the one that the same command made.
+
+        Raises:
+            RunDirectoryError: if it belongs to a command with other settings; the first difference is named.
+        """
+        if (path / "run.json").exists():
+            run = cls.open(path, command)
+            old, new = _flat(run.config), _flat(config)
+            for name in new:
+                if name not in _IRRELEVANT and old.get(name) != new[name]:
+                    raise RunDirectoryError(
+                        f"{path} belongs to another command: there {name} is {old.get(name)}, here {new[name]}; "
+                        "choose another --out, or repeat that command to continue it"
+                    )
+            return run
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunDirectoryError(f"{path} exists and is not a run directory: choose another --out")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunDirectoryError(f"cannot make {path}: {error.strerror}; choose another --out") from error
+        run = cls(path, command, config, {})
+        run._write()
+        return run
+
+    def _write(self) -> None:
+        write_json(
+            self.path / "run.json",
+            {"command": self.command, "config": asdict(self.config), "versions": versions(), "done": self.done},
+        )
+
+    def finished(self, stage: str) -> bool:
+        """Whether a stage is done."""
+        return stage in self.done
+
+    def complete(self, stage: str, budget: StepBudget) -> None:
+        """Note that a stage is done, with the budget after it."""
+        self.done[stage] = budget.as_dict()
+        self._write()
+
+    def budget(self) -> StepBudget:
+        """The budget after the last finished stage."""
+        if not self.done:
+            return StepBudget(self.config.steps)
+        return StepBudget.from_dict(list(self.done.values())[-1])
+
+    def require(self, stage: str, hint: str) -> None:
+        """Check that a stage is done.
+
+        Raises:
+            RunDirectoryError: naming what to run first.
+        """
+        if not self.finished(stage):
+            raise RunDirectoryError(f"{self.path}: stage {stage!r} is not done yet: run `{hint}` first")
+
+    def round(self, number: int) -> Path:
+        """Folder of one round's files."""
+        path = self.path / f"round-{number}"
+        path.mkdir(exist_ok=True)
+        return path
+
+    @property
+    def curve(self) -> Path:
+        """The learning curve as CSV."""
+        return self.path / "curve.csv"
+
+    @property
+    def result(self) -> Path:
+        """What came out."""
+        return self.path / "result.json"
+
+    def read_result(self) -> dict[str, Any]:
+        """The contents of `result.json`.
+
+        Raises:
+            RunDirectoryError: if the run has not finished.
+        """
+        if not self.result.is_file():
+            raise RunDirectoryError(f"{self.path} has no result.json yet: repeat the command that began it")
+        value: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
+        return value
+
+
+CURVE_COLUMNS = ("steps", "return_mean", "return_std", "episodes")
+
+
+def write_curve(path: Path, rows: Iterable[Sequence[float]]) -> None:
+    """Write a learning curve: total environment steps against the mean return of recent training episodes."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(CURVE_COLUMNS)
+    writer.writerows(rows)
+    write_atomically(path, buffer.getvalue().encode())
+
+
+def read_curve(path: Path) -> list[list[float]]:
+    """Rows of a learning curve; an empty list if there is none."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [[float(x) for x in row] for row in list(csv.reader(file))[1:]]

@@ -1,0 +1,112 @@
+"""Statistics of returns: intervals, differences, and summaries over runs and tasks.
+
+Interquartile mean, stratified bootstrap and probability of improvement follow Agarwal et al.,
+"Deep Reinforcement Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from ultra.errors import UltraError
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures of `result.json`."""
+        return {"mean": self.mean, "ci95": [self.low, self.high], "episodes": self.count}
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]"
+
+
+def mean_interval(sample: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """Mean of a sample with its Student-t interval.
+
+    Raises:
+        UltraError: for fewer than two values, of which no interval can be had.
+    """
+    values = np.asarray(sample, dtype=np.float64)
+    if len(values) < 2:
+        raise UltraError(f"an interval needs at least 2 values, not {len(values)}")
+    mean = float(values.mean())
+    spread = float(values.std(ddof=1)) / math.sqrt(len(values))
+    width = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1)) * spread
+    return Estimate(mean, mean - width, mean + width, len(values))
+
+
+def difference_interval(new: Sequence[float], old: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """Difference of two means, new minus old, with Welch's interval."""
+    a, b = np.asarray(new, dtype=np.float64), np.asarray(old, dtype=np.float64)
+    if min(len(a), len(b)) < 2:
+        raise UltraError(f"an interval needs at least 2 values of each, not {len(a)} and {len(b)}")
+    mean = float(a.mean() - b.mean())
+    va, vb = float(a.var(ddof=1)) / len(a), float(b.var(ddof=1)) / len(b)
+    if va + vb == 0.0:
+        return Estimate(mean, mean, mean, len(a))
+    freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
+    width = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * math.sqrt(va + vb)
+    return Estimate(mean, mean - width, mean + width, len(a))
+
+
+def interquartile_mean(values: Array) -> float:
+    """Mean of the middle half of all values, whatever their shape."""
+    return float(stats.trim_mean(np.ravel(values), proportiontocut=0.25))
+
+
+def probability_of_improvement(new: Array, old: Array) -> float:
+    """How likely a run of `new` beats a run of `old` on a task, averaged over tasks; ties count half.
+
+    Args:
+        new: (runs, tasks).
+        old: (runs, tasks), perhaps another number of runs.
+    """
+    wins = [
+        float(np.mean((new[:, None, k] > old[None, :, k]) + 0.5 * (new[:, None, k] == old[None, :, k])))
+        for k in range(new.shape[1])
+    ]
+    return float(np.mean(wins))
+
+
+def stratified_bootstrap(
+    statistic: Callable[..., float],
+    *samples: Array,
+    rng: np.random.Generator,
+    draws: int = 2000,
+    confidence: float = 0.95,
+) -> Estimate:
+    """A statistic of score tables with its percentile interval; runs are resampled within each task.
+
+    Args:
+        statistic: of the tables.
+        samples: (runs, tasks) each.
+        rng: source of the resampling.
+        draws: resamples.
+        confidence: of the interval.
+    """
+
+    def resample(table: Array) -> Array:
+        rows = rng.integers(table.shape[0], size=table.shape)
+        return np.take_along_axis(table, rows, axis=0)
+
+    found = [statistic(*(resample(table) for table in samples)) for _ in range(draws)]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(found, [tail, 1 - tail])
+    return Estimate(statistic(*samples), float(low), float(high), len(samples[0]))
