@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ultra.budget import StepBudget
 from ultra.config import PPOConfig
 from ultra.errors import DivergedError, RunDirectoryError, UltraError
+from ultra.guidance import NoGuidance
 from ultra.policy import Architecture, Normalizer, Policy, create_policy, flatten, unflatten
 from ultra.ppo import Iteration, Learner, advantages, improve, optimizer, surrogate, train
 from ultra.rollout import Environments, Rollout
@@ -44,7 +45,7 @@ class Treadmill:
     """
 
     def __init__(
-        self, size: int, limit: int = 5, terminates: bool = False, reward: Callable[[int], float] = lambda step: 1.0
+        self, size: int, *, limit: int = 5, terminates: bool = False, reward: Callable[[int], float] = lambda step: 1.0
     ) -> None:
         self.limit, self.terminates, self.reward = limit, terminates, reward
         self.clock = np.zeros(size, np.int64)
@@ -161,7 +162,7 @@ def test_a_time_limit_bootstraps_and_an_end_does_not(terminates: bool) -> None:
     """After a cut comes the critic's value of the last state, not of the next episode's first one."""
     task = treadmill(terminates=terminates)
     policy = start_policy(task)
-    environments = Environments(task.make_batch(3), None, np.random.default_rng(0))
+    environments = Environments(task.make_batch(3), NoGuidance(), np.random.default_rng(0))
     environments.begin()
     rollout = environments.rollout(policy, 12, gamma=0.9)
     values = policy.decide(np.array([[time, 3] for time in range(6)], np.float32), np.zeros((6, 2), np.float32)).values
@@ -182,7 +183,7 @@ def test_the_critic_learns_what_a_time_limit_means(terminates: bool, wanted: flo
     """Reward 1 for ever is worth 1 / (1 - 0.8) = 5; with an end after 4 steps, at most 2.95."""
     task = treadmill(limit=4, terminates=terminates)
     config = PPOConfig(environments=8, rollout_steps=16, minibatch=128, epochs=20, learning_rate=0.01, gamma=0.8)
-    policy = run(task, iterations=40, config=config, learn_statistics=False)
+    policy = run(task, iterations=30, config=config, learn_statistics=False)
     assert policy.values(np.array([[0, 3]], np.float32))[0] == pytest.approx(wanted, abs=0.25)
 
 
@@ -275,11 +276,10 @@ def reference_update(
     return weights
 
 
-SPACES = [pytest.param(Discrete(3), id="discrete"), pytest.param(Continuous((-1.0, -1.0), (1.0, 1.0)), id="continuous")]
+SPACES: list[ActionSpace] = [Discrete(3), Continuous((-1.0, -1.0), (1.0, 1.0))]
 
 
-@pytest.mark.parametrize("norm", [0.05, 100.0], ids=["capped", "free"])
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize(("space", "norm"), list(zip(SPACES, [0.05, 100.0], strict=True)), ids=["capped", "free"])
 def test_the_update_is_that_of_a_slow_reference(space: ActionSpace, norm: float) -> None:
     config = PPOConfig(
         environments=4, rollout_steps=8, minibatch=32, epochs=3, learning_rate=0.01, entropy=0.05, gradient_norm=norm
@@ -291,7 +291,7 @@ def test_the_update_is_that_of_a_slow_reference(space: ActionSpace, norm: float)
     policy = replace(policy, normalizer=normalizer)
     rollout = random_rollout(policy, config, rng)
     learner = Learner(policy, optimizer(config).init(policy.params))
-    improve(learner, rollout, config, np.random.default_rng(5), None, config.learning_rate)
+    improve(learner, rollout, config, np.random.default_rng(5), NoGuidance(), config.learning_rate)
 
     estimate = reference_advantages(
         {
@@ -319,7 +319,7 @@ def test_the_update_is_that_of_a_slow_reference(space: ActionSpace, norm: float)
 
 
 @pytest.mark.parametrize("entropy", [0.0, 0.1])
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("space", SPACES, ids=str)
 def test_samples_that_are_not_kept_take_no_part(space: ActionSpace, entropy: float) -> None:
     """The gradient is that of the kept samples alone."""
     rng, config = np.random.default_rng(0), PPOConfig(entropy=entropy)
@@ -385,7 +385,7 @@ def interrupt_at(iteration: int) -> Callable[[Iteration], None]:
     return observe
 
 
-@pytest.mark.parametrize("name", ["hopper", "pong", "CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("name", ["hopper", "Pendulum-v1"])
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
     """Interrupted twice; the budget counts every step once."""
     task, path = get_task(name), tmp_path / "checkpoint.npz"
@@ -402,7 +402,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(name: str, tmp_pat
     assert [iteration.steps for iteration in seen] == [256, 384, 512]
 
 
-def test_the_number_of_workers_does_not_matter_even_when_resuming(tmp_path: Path) -> None:
+def test_pong_resumes_alike_on_any_number_of_workers(tmp_path: Path) -> None:
     task, path = get_task("pong"), tmp_path / "checkpoint.npz"
     whole = run(task, iterations=3, workers=1)
     with pytest.raises(KeyboardInterrupt):
@@ -423,7 +423,7 @@ def test_an_interruption_in_the_middle_of_a_rollout_loses_nothing(tmp_path: Path
 
 
 def test_a_killed_training_resumes_from_its_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ultra.ppo.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("ultra.checkpoint.SECONDS_BETWEEN", 0.0)
     path = tmp_path / "checkpoint.npz"
     whole = run(get_task("hopper"), checkpoint=path)
     seen: list[Iteration] = []

@@ -22,7 +22,7 @@ def evaluation_seeds(seed: int, episodes: int) -> list[int]:
 def evaluate(
     task: Task, policy: Policy, seeds: list[int], *, workers: int = 0
 ) -> tuple[Estimate, NDArray[np.float64], int]:
-    """Play whole episodes with the most likely actions.
+    """Play whole episodes with the most likely actions, or sampled ones where the task says so.
 
     Args:
         task: where; its Gymnasium environment is used, not the batch engine.
@@ -37,10 +37,10 @@ def evaluate(
         PolicyError: if the policy was made for other spaces.
     """
     check_fits(policy, task.name, task.observation_size, task.action_space)
-    branches = [Branch(noise_seed=0, steps=task.time_limit, reset_seed=seed) for seed in seeds]
+    branches = [Branch(noise_seed=seed, steps=task.time_limit, reset_seed=seed) for seed in seeds]
     batch = task.make_evaluation_batch(min(len(seeds), MOST_TOGETHER), workers or None)
     try:
-        outcomes = simulate(batch, policy, branches, gamma=1.0, deterministic=True)
+        outcomes = simulate(batch, policy, branches, gamma=1.0, deterministic=not task.sampled_evaluation)
     finally:
         batch.close()
     returns = np.array([outcome.reward for outcome in outcomes])

@@ -96,13 +96,18 @@ def draw_curves(runs: Sequence[Run], path: Path) -> None:
 
 
 def advice_of(run: Run) -> list[Advice]:
-    """All advice of a run with its verdicts, the most important state first; empty if it used none."""
+    """All advice of a run, what helps most first; empty if it used none."""
     advice = []
     for number in range(1, run.config.rounds + 1):
         path = run.path / f"round-{number}" / "verified.jsonl"
         if path.is_file():
             advice += load_advice(path)
-    return sorted(advice, key=lambda item: -item.state.importance)
+
+    def worth(item: Advice) -> tuple[bool, float]:
+        found = item.verification
+        return item.verdict == "helps", found.advantage if found else item.state.importance
+
+    return sorted(advice, key=worth, reverse=True)
 
 
 def explain(item: Advice) -> str:
@@ -116,7 +121,7 @@ def explain(item: Advice) -> str:
     if found is not None:
         strength = f" at strength {found.strength:g}" if item.plan.relative else ""
         lines.append(
-            f"  Verified{strength}: {found.verdict}, {found.advantage:+.2f} discounted return "
+            f"  Tried{strength}: {found.verdict}, {found.advantage:+.2f} discounted return "
             f"[{found.low:+.2f}, {found.high:+.2f}] over {found.pairs} paired branches."
         )
     return "\n".join(lines)

@@ -14,7 +14,7 @@ from ultra.guidance.base import Guidance
 from ultra.policy import Policy, log_prob_function
 from ultra.tasks.batch import Batch, Facts, Observations, Snapshot
 
-RECENT_EPISODES = 50
+RECENT_EPISODES = 30
 """Training returns are averaged over so many finished episodes."""
 
 

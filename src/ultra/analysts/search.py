@@ -28,6 +28,8 @@ IDENTIFY_SHARE = 0.4
 """Share of the allowance for finding critical states; the rest compares plans at them."""
 SCREENED = 4
 """Candidate states for each critical state that is wanted."""
+SPACING = 4
+"""Candidates of one episode lie at least so many steps apart."""
 LOOK_AHEAD = 24
 """Steps over which a fall of the critic's estimate makes a state a likely candidate."""
 
@@ -70,50 +72,40 @@ class SearchAnalyst:
         """Screen candidate states: where do random plans change the outcome most?
 
         Candidates are drawn in proportion to disappointment. In each round every remaining state
-        tries fresh random plans; the half on which they have the smaller mean effect drops out.
+        tries fresh random plans; the half that they improve less drops out.
         """
         candidates = self._candidates(case)
         snapshots = [case.snapshot(state) for state in candidates]
         bench = self._bench(case, IDENTIFY_SHARE * case.allowance)
         effects: list[list[float]] = [[] for _ in candidates]
-        gains = [0.0] * len(candidates)
         alive = list(range(len(candidates)))
-        rounds = max(1, math.ceil(math.log2(max(2, len(alive) / case.config.states))) + 1)
+        rounds = max(1, math.ceil(math.log2(max(2, len(alive) / case.config.states))))
         share = bench.left // rounds
         for _ in range(rounds):
             case.progress(f"screening {len(alive)} states")
-            pairs = min(8, share // max(1, 2 * case.config.horizon * len(alive)))
-            if pairs < 1:
-                # Too many states for what is left: keep the most disappointing ones.
-                alive = alive[: max(1, share // (2 * case.config.horizon))]
-                pairs = 1
+            affordable = share // (2 * case.config.horizon)
+            alive = alive[: max(1, affordable)]  # the most disappointing ones, if not all can be tried
+            pairs = max(1, affordable // len(alive))
             if not bench.affordable(2 * pairs * len(alive)):
                 break
             trials = [
-                Trial(
-                    snapshots[i],
-                    random_plan(case.task.action_space, case.config.plan_steps, case.rng),
-                    1.0,
-                    (seed,),
-                )
+                Trial(snapshots[i], random_plan(case.task.action_space, case.config.plan_steps, case.rng), 1.0, (seed,))
                 for i in alive
                 for seed in bench.seeds(pairs)
             ]
             results = bench.run(trials)
             for place, i in enumerate(alive):
-                found = [float(r.differences[0]) for r in results[place * pairs : (place + 1) * pairs]]
-                effects[i] += [abs(x) for x in found]
-                gains[i] = max([gains[i], *found])
-            alive.sort(key=lambda i: -float(np.mean(effects[i])))
+                effects[i] += [float(r.differences[0]) for r in results[place * pairs : (place + 1) * pairs]]
+            alive.sort(key=lambda i: -_promise(effects[i]))
             alive = alive[: max(case.config.states, math.ceil(len(alive) / 2))]
         alive = alive[: case.config.states]
-        largest = max((float(np.mean(effects[i])) for i in alive if effects[i]), default=0.0) or 1.0
+        largest = max((_promise(effects[i]) for i in alive), default=0.0) or 1.0
         return [
             CriticalState(
                 candidates[i].episode,
                 candidates[i].t,
-                float(np.mean(effects[i])) / largest if effects[i] else 0.0,
-                self._explain_state(case, candidates[i], effects[i], gains[i]),
+                _promise(effects[i]) / largest,
+                self._explain_state(case, candidates[i], effects[i]),
             )
             for i in alive
         ]
@@ -174,23 +166,32 @@ class SearchAnalyst:
     def _candidates(case: Case) -> list[CriticalState]:
         """States drawn without replacement, likelier where things turned out worse than expected."""
         weights = [disappointment(episode, case.gamma) for episode in case.episodes]
-        where = [(e, t) for e, w in enumerate(weights) for t in range(len(w))]
-        weight = np.concatenate(weights)
-        weight = weight + 0.1 * max(float(weight.mean()), 1e-9)
-        count = min(SCREENED * case.config.states, len(where))
-        chosen = case.rng.choice(len(where), size=count, replace=False, p=weight / weight.sum())
-        ranked = [where[int(i)] for i in sorted(chosen, key=lambda i: -weight[i])]
-        return [CriticalState(episode, t, 0.0, "") for episode, t in ranked]
+        floor = 0.1 * max(float(np.concatenate(weights).mean()), 1e-9)
+        chosen: list[tuple[float, int, int]] = []
+        left = [weight + floor for weight in weights]
+        for _ in range(SCREENED * case.config.states):
+            together = np.concatenate(left)
+            if not together.any():
+                break
+            place = int(case.rng.choice(len(together), p=together / together.sum()))
+            episode = 0
+            while place >= len(left[episode]):
+                place -= len(left[episode])
+                episode += 1
+            chosen.append((float(weights[episode][place]), episode, place))
+            left[episode][max(0, place - SPACING + 1) : place + SPACING] = 0.0
+        chosen.sort(reverse=True)
+        return [CriticalState(episode, t, 0.0, "") for _, episode, t in chosen]
 
     @staticmethod
-    def _explain_state(case: Case, state: CriticalState, effects: list[float], gain: float) -> str:
+    def _explain_state(case: Case, state: CriticalState, effects: list[float]) -> str:
         episode = case.episodes[state.episode]
         value = episode.values[state.t]
         later = episode.values[min(state.t + LOOK_AHEAD, len(episode))]
-        effect = float(np.mean(effects)) if effects else 0.0
+        effect = float(np.abs(effects).mean()) if effects else 0.0
         return (
             f"{largest_facts(case.task.card, case.episodes, state.episode, state.t)}. Other actions for a few steps "
-            f"changed the discounted return by {effect:.3g} on average (best {gain:+.3g}); the critic's estimate went "
+            f"changed the discounted return by {effect:.3g} on average (best {max(effects, default=0.0):+.3g}); the critic's estimate went "
             f"from {value:.3g} to {later:.3g} within {LOOK_AHEAD} steps."
         )
 
@@ -202,12 +203,17 @@ class SearchAnalyst:
             plan=arm.plan,
             reward_follow=worth,
             reward_taken=-worth,
-            explanation=(
-                f"{words}: best of {case.config.candidates} plans, {arm.mean:+.3g} discounted return over "
-                f"{len(arm.differences)} paired branches (not yet verified)."
-            ),
+            explanation=(f"{words}; it won against {case.config.candidates - 1} other plans."),
             source=self.name,
         )
+
+
+def _promise(effects: list[float]) -> float:
+    """How much other actions improved the outcome: the mean positive part of their effects.
+
+    The mean absolute effect would favour states where any disturbance does harm and nothing helps.
+    """
+    return float(np.maximum(0.0, effects).mean()) if effects else 0.0
 
 
 def _better_half(arms: list[_Arm]) -> list[_Arm]:

@@ -30,6 +30,7 @@ def pong(sticky: float = 0.0) -> Task:
         make_environment=partial(module.ObjectPong, sticky=sticky),
         in_workers=True,
         snapshot_every=16,
+        sampled_evaluation=True,
         options={"sticky": sticky} if sticky else {},
     )
 

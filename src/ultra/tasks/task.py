@@ -32,6 +32,8 @@ class Task:
         make_environment: Gymnasium's own environment, in which policies are evaluated.
         in_workers: whether several cores can only be used through worker processes.
         snapshot_every: steps between the snapshots of a trajectory (states between are replayed).
+        sampled_evaluation: whether evaluation samples actions. In a deterministic game the most likely
+            actions can rally for ever (RL Baselines3 Zoo samples on Atari for the same reason).
         options: what the task was made with, to make it again in another process.
     """
 
@@ -44,6 +46,7 @@ class Task:
     make_environment: Callable[[], gymnasium.Env[Any, Any]]
     in_workers: bool = False
     snapshot_every: int = 1
+    sampled_evaluation: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def make_batch(self, size: int, workers: int | None = None) -> Batch:
