@@ -87,7 +87,7 @@ class AnalyseConfig:
 
     states: int = 12
     """Critical states to look for, over all episodes."""
-    share: float = 0.1
+    share: float = 0.05
     """The `search` analyst's share of the step budget."""
     candidates: int = 8
     """Plans that `search` compares at each candidate state."""

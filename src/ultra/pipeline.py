@@ -318,12 +318,13 @@ class _CaseContext:
 
     def __init__(self, refinement: Refinement, number: int, stage: str) -> None:
         self._refinement, self._number, self._stage = refinement, number, stage
-        self._batch: Batch | None = None
+        self._batches: list[Batch] = []
 
     def __enter__(self) -> Case:
         own = self._refinement
         config = own.config
-        self._batch = own.task.make_batch(BRANCHES_TOGETHER, config.workers or None)
+        self._batches.append(own.task.make_batch(BRANCHES_TOGETHER, config.workers or None))
+        self._batches.append(own.task.make_local_batch(1))
         title = f"{self._stage:<9} "
         return Case(
             task=own.task,
@@ -331,7 +332,8 @@ class _CaseContext:
             episodes=Episodes(own.run.round(self._number) / "trajectories"),
             config=config.analyse,
             gamma=config.ppo.gamma,
-            batch=self._batch,
+            batch=self._batches[0],
+            replay=self._batches[1],
             budget=own.budget,
             allowance=int(config.analyse.share * own._round_steps),
             rng=own._rng(self._number, self._stage),
@@ -339,8 +341,8 @@ class _CaseContext:
         )
 
     def __exit__(self, *error: object) -> None:
-        if self._batch is not None:
-            self._batch.close()
+        for batch in self._batches:
+            batch.close()
 
 
 def stages_of(method: str) -> tuple[str, ...]:

@@ -28,6 +28,8 @@ class Case:
     gamma: float
     batch: Batch
     """For simulated branches; its states may be overwritten."""
+    replay: Batch
+    """One environment, for reaching states between snapshots."""
     budget: StepBudget
     """Charged `analyse` steps."""
     allowance: int
@@ -39,7 +41,7 @@ class Case:
     def snapshot(self, state: CriticalState) -> Snapshot:
         """The complete state behind a critical state; replayed steps are charged."""
         space = self.task.action_space
-        found, steps = self.episodes[state.episode].snapshot(state.t, self.batch, space)
+        found, steps = self.episodes[state.episode].snapshot(state.t, self.replay, space)
         self.budget.charge("analyse", steps)
         return found
 

@@ -189,10 +189,11 @@ class SearchAnalyst:
         value = episode.values[state.t]
         later = episode.values[min(state.t + LOOK_AHEAD, len(episode))]
         effect = float(np.abs(effects).mean()) if effects else 0.0
+        unusual = largest_facts(case.task.card, case.episodes, state.episode, state.t)
+        best = max(effects, default=0.0)
         return (
-            f"{largest_facts(case.task.card, case.episodes, state.episode, state.t)}. Other actions for a few steps "
-            f"changed the discounted return by {effect:.3g} on average (best {max(effects, default=0.0):+.3g}); the critic's estimate went "
-            f"from {value:.3g} to {later:.3g} within {LOOK_AHEAD} steps."
+            f"{unusual}. Other actions for a few steps changed the discounted return by {effect:.3g} on average "
+            f"(best {best:+.3g}); the critic's estimate went from {value:.3g} to {later:.3g} within {LOOK_AHEAD} steps."
         )
 
     def _advice(self, case: Case, state: CriticalState, arm: _Arm, largest: float) -> Advice:

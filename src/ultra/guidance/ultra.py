@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from ultra.advice import AdviceBook
+from ultra.advice import Advice, AdviceBook
 from ultra.config import GuidanceConfig
 from ultra.guidance.base import Intervention, LossTerm
 from ultra.plans import PlanTable
@@ -82,8 +82,7 @@ class UltraGuidance:
         self._executable = np.array(
             [on_actions and (config.trust == "all" or a.verdict == "helps") for a in advice], dtype=np.bool_
         )
-        gains = np.array([max(0.0, a.verification.advantage) if a.verdict == "helps" else 0.0  # type: ignore[union-attr]
-                          for a in advice])  # fmt: skip
+        gains = np.array([_gain(a) for a in advice])
         self._worth = (gains / gains.max() if gains.size and gains.max() > 0 else gains).astype(np.float32)
         self._follow = np.array([a.reward_follow for a in advice])
         self._repeat = np.array([a.reward_taken for a in advice])
@@ -208,6 +207,12 @@ class UltraGuidance:
         self._position[:] = state["position"]
         self._following[:] = state["following"]
         self._rng.bit_generator.state = state["rng"]
+
+
+def _gain(advice: Advice) -> float:
+    """The measured advantage of advice that helps, else 0."""
+    found = advice.verification
+    return max(0.0, found.advantage) if found is not None and found.verdict == "helps" else 0.0
 
 
 class PlanRecords:
