@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ultra.config import RefineConfig, TrainConfig
-from ultra.errors import RunDirectoryError
 from ultra.evaluation import evaluate as evaluate_policy
 from ultra.evaluation import evaluation_seeds
-from ultra.pipeline import Refinement, stages_of
+from ultra.pipeline import Refinement
 from ultra.policy import Policy, load_policy
 from ultra.progress import Reporter
 from ultra.reporting import write_report
-from ultra.run import Run
+from ultra.run import STAGES, Run
 from ultra.statistics import Estimate
 from ultra.tasks import get_task
 from ultra.training import train_policy
@@ -85,22 +84,23 @@ def verify(run: PathLike, reporter: Reporter | None = None) -> Path:
 
 
 def finetune(run: PathLike, reporter: Reporter | None = None) -> Path:
-    """Stage 4: train with the advice as guidance."""
+    """Stage 4: train with the advice as guidance; after the last round, evaluate and write `result.json`."""
     return run_stage(run, "finetune", reporter)
 
 
 def run_stage(run: PathLike, stage: str, reporter: Reporter | None = None) -> Path:
-    """Run one stage in the first round where it is not done yet.
+    """Run one stage in the first round where it is not done yet; nothing happens if it is done in all.
+
+    Returns:
+        The folder of the round's files.
 
     Raises:
-        RunDirectoryError: if it is done in every round, or the stage before it is not done.
+        RunDirectoryError: if the stage before it is not done.
     """
     refinement = Refinement(Run.open(Path(run)), reporter or Reporter(quiet=True))
-    rounds = range(1, refinement.config.rounds + 1)
-    number = next((n for n in rounds if not refinement.run.finished(f"round-{n}/{stage}")), None)
-    if number is None:
-        after = stages_of(refinement.config.method)
-        later = after[after.index(stage) + 1] if stage in after[:-1] else "refine"
-        raise RunDirectoryError(f"{run}: stage {stage!r} is done already; go on with `ultra {later}`")
+    rounds = refinement.config.rounds
+    number = next((n for n in range(1, rounds) if not refinement.run.finished(f"round-{n}/{stage}")), rounds)
     refinement.run_stage(stage, number)
+    if stage == STAGES[-1] and number == rounds:
+        refinement.evaluate()
     return refinement.run.round(number)

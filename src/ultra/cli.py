@@ -230,10 +230,13 @@ def _stage_verb(stage: str) -> Callable[[list[str]], int]:
 
         options = _parse(StageArguments, stage, arguments)
         from ultra import api
+        from ultra.run import Run
 
         folder = api.run_stage(options.run, stage, _reporter(options.quiet))
         if stage in ("advise", "verify"):
             _print_advice(folder / ("advice.jsonl" if stage == "advise" else "verified.jsonl"))
+        if stage == "finetune" and (options.run / "result.json").is_file():
+            _print_result(Run.open(options.run).read_result(), options.run)
         print(folder)
         return 0
 

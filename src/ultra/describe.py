@@ -82,7 +82,8 @@ def describe_episode(task: Task, episode: Trajectory, tokens: int) -> str:
     lines: list[str] = []
     for before, t in zip([-1, *rows], rows, strict=False):
         if t > before + 1:
-            lines.append(f"... {t - before - 1} steps left out ...")
+            left_out = t - before - 1
+            lines.append(f"... {left_out} {'step' if left_out == 1 else 'steps'} left out ...")
         lines.append(_row(episode, t, task.card, task.action_space))
     return head + "\n".join(lines)
 

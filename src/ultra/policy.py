@@ -207,13 +207,13 @@ def log_prob(params: Params, outputs: jax.Array, actions: jax.Array) -> jax.Arra
 
 
 def entropy(params: Params, outputs: jax.Array) -> jax.Array:
-    """Mean entropy of the action distributions."""
+    """Entropies (n,) of the action distributions."""
     if "log_std" not in params:
         logs = jax.nn.log_softmax(outputs)
-        mean: jax.Array = -(jnp.exp(logs) * logs).sum(axis=1).mean()
-        return mean
-    total: jax.Array = (params["log_std"] + 0.5 * (1 + _LOG_2PI)).sum()
-    return total
+        result: jax.Array = -(jnp.exp(logs) * logs).sum(axis=1)
+        return result
+    total = (params["log_std"] + 0.5 * (1 + _LOG_2PI)).sum()
+    return jnp.broadcast_to(total, outputs.shape[:1])
 
 
 @cache

@@ -102,7 +102,7 @@ def surrogate(
     clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
     policy_loss = -mean(jnp.minimum(ratio * advantage, clipped * advantage))
     value_loss = mean((values - batch["returns"]) ** 2)
-    bonus = entropy(params, outputs)
+    bonus = mean(entropy(params, outputs))
     loss = policy_loss + config.value * value_loss - config.entropy * bonus
     if extra is not None:
         loss = loss + extra(params, {**batch, "outputs": outputs})
