@@ -18,7 +18,9 @@ from ultra.trajectories import Trajectory
 class _Recorder:
     """Writes down the steps of every branch."""
 
-    def __init__(self, policy: Policy, jobs: int, every: int) -> None:
+    def __init__(self, policy: Policy, jobs: int, every: int, progress: Callable[[int], None]) -> None:
+        self._progress = progress
+        self._steps = 0
         self._scale = policy.normalizer.reward_scale
         self._every = every
         self.rows: list[dict[str, list[Any]]] = [
@@ -54,6 +56,8 @@ class _Recorder:
             rows["values"].append(decision.values[slot] * self._scale)
             rows["log_probs"].append(decision.log_probs[slot])
             self.ends[jobs[slot]] = (bool(step.terminated[slot]), step.observations[slot], facts[slot])
+            self._steps += 1
+        self._progress(self._steps)
 
 
 def collect(
@@ -77,7 +81,7 @@ def collect(
         gamma: discount of the value estimates.
         longest: cut episodes off after so many steps; they count as truncated.
         workers: cores for stepping; 0 uses all.
-        progress: told the number of steps after each episode.
+        progress: told the number of steps so far.
 
     Returns:
         The trajectories, in the order of the seeds.
@@ -85,7 +89,7 @@ def collect(
     most = min(task.time_limit, longest or task.time_limit)
     branches = [Branch(noise_seed=seed, steps=most, reset_seed=seed) for seed in seeds]
     batch = task.make_batch(min(len(seeds), 32), workers or None)
-    recorder = _Recorder(policy, len(seeds), task.snapshot_every)
+    recorder = _Recorder(policy, len(seeds), task.snapshot_every, progress)
     try:
         simulate(batch, policy, branches, gamma, watcher=recorder)
     finally:
@@ -109,5 +113,4 @@ def collect(
                 snapshots=tuple(states),
             )
         )
-        progress(len(rows["rewards"]))
     return trajectories

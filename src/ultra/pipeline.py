@@ -6,7 +6,6 @@ stage can be run, looked at, replaced or resumed alone. `refine` runs them all.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ from ultra.statistics import difference_interval
 from ultra.tasks import Task, get_task
 from ultra.tasks.batch import Batch
 from ultra.trajectories import Episodes, save_trajectory
-from ultra.verification import Bench, verify
+from ultra.verification import Bench, audit, verify
 
 BRANCHES_TOGETHER = 64
 
@@ -122,13 +121,6 @@ class Refinement:
         longest = max(1, allowance // settings.episodes)
         seeds = self._rng(number, "collect").integers(2**31, size=settings.episodes).tolist()
         with self.reporter.bar("collect", allowance) as update:
-            taken = 0
-
-            def progress(steps: int) -> None:
-                nonlocal taken
-                taken += steps
-                update(taken, "")
-
             trajectories = collect(
                 self.task,
                 self._policy(number),
@@ -136,7 +128,7 @@ class Refinement:
                 self.config.ppo.gamma,
                 longest=longest,
                 workers=self.config.workers,
-                progress=progress,
+                progress=lambda steps: update(steps, ""),
             )
         self.budget.charge("collect", sum(len(trajectory) for trajectory in trajectories))
         folder = self.run.round(number) / "trajectories"
@@ -350,21 +342,6 @@ def stages_of(method: str) -> tuple[str, ...]:
     if method == "none":
         return ()
     return STAGES if method.startswith("ultra") else ("finetune",)
-
-
-def audit(advice: list[Advice]) -> dict[str, Any]:
-    """How good an adviser was: verdicts, mean advantage, steps per helpful advice."""
-    tried = [item.verification for item in advice if item.verification is not None]
-    counts = {verdict: sum(v.verdict == verdict for v in tried) for verdict in ("helps", "harms", "unclear")}
-    steps = sum(v.steps for v in tried)
-    return {
-        "advices": len(advice),
-        **counts,
-        "untried": len(advice) - len(tried),
-        "mean_advantage": float(np.mean([v.advantage for v in tried])) if tried else None,
-        "verification_steps": steps,
-        "steps_per_helpful": math.ceil(steps / counts["helps"]) if counts["helps"] else None,
-    }
 
 
 def task_of(config: Any) -> Task:

@@ -50,6 +50,7 @@ class Reporter:
                 progress.update(task, completed=steps, rate=rate, remark=remark)
 
             yield update
+            progress.update(task, total=progress.tasks[0].completed)
 
 
 class TrainingLog:

@@ -68,7 +68,7 @@ def draw_curves(runs: Sequence[Run], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(figsize=(7.5, 4.2), dpi=120, layout="constrained")
     results = [run.read_result() for run in runs]
@@ -84,6 +84,7 @@ def draw_curves(runs: Sequence[Run], path: Path) -> None:
         axes.errorbar([end], [last["mean"]], yerr=error, fmt="o", color=colour, capsize=4)
     start = results[0]["return"]["start"]
     axes.axhline(start["mean"], color="0.4", linestyle="--", linewidth=1, label="starting policy")
+    axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     axes.set_xlabel("environment steps, of all purposes")
     axes.set_ylabel("return")
     axes.set_title(f"{results[0]['task']}: dots are final evaluations with 95% intervals", fontsize=10)

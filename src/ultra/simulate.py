@@ -157,7 +157,7 @@ class _Slots:
         self.jobs = np.full(size, -1, dtype=np.int64)
         self.clocks = np.zeros(size, dtype=np.int64)
         self.outcomes: list[Outcome | None] = [None] * len(branches)
-        self.observations: Observations = batch.reset(range(size), [0] * size)
+        self.observations: Observations = np.zeros((size, policy.architecture.observation_size), np.float32)
         self._fill(np.arange(size))
 
     @property

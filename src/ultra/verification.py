@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ultra.advice import Entry, Verdict, Verification
+from ultra.advice import Advice, Entry, Verdict, Verification
 from ultra.budget import StepBudget
 from ultra.config import VerifyConfig
 from ultra.plans import Plan
@@ -207,3 +208,18 @@ def _choose_strengths(entries: Sequence[Entry], bench: Bench) -> tuple[list[floa
         strengths[row] = STRENGTHS[best]
         spent[row] = sum(paired.steps for paired in tried)
     return strengths, spent
+
+
+def audit(advice: Sequence[Advice]) -> dict[str, Any]:
+    """How good an adviser was: verdicts, mean advantage, steps per helpful advice."""
+    tried = [item.verification for item in advice if item.verification is not None]
+    counts = {verdict: sum(v.verdict == verdict for v in tried) for verdict in ("helps", "harms", "unclear")}
+    steps = sum(v.steps for v in tried)
+    return {
+        "advices": len(advice),
+        **counts,
+        "untried": len(advice) - len(tried),
+        "mean_advantage": float(np.mean([v.advantage for v in tried])) if tried else None,
+        "verification_steps": steps,
+        "steps_per_helpful": math.ceil(steps / counts["helps"]) if counts["helps"] else None,
+    }
