@@ -40,7 +40,9 @@ CONTENDERS: list[tuple[Method, str]] = [
 ]
 
 
-def one_run(task: str, method: Method, analyst: str, seed: int, steps: int, runs: Path) -> dict[str, Any]:
+def one_run(
+    task: str, method: Method, analyst: str, seed: int, steps: int, episodes: int, runs: Path
+) -> dict[str, Any]:
     """One refinement on one core."""
     config = replace(
         DEFAULTS[task],
@@ -50,8 +52,8 @@ def one_run(task: str, method: Method, analyst: str, seed: int, steps: int, runs
         seed=seed,
         steps=steps,
         workers=1,
+        evaluate=EvaluateConfig(episodes=episodes),
         guidance=GuidanceConfig(trust="all" if analyst == "random" else "helps"),
-        evaluate=EvaluateConfig(episodes=20 if task == "hopper" else 10),
     )
     return refine(config, runs / f"{task}-{method}-{analyst or 'none'}-{seed}")
 
@@ -91,6 +93,7 @@ def main() -> None:
     parser.add_argument("task", choices=sorted(DEFAULTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=0, help="budget of each run; 0 takes the quickstart's")
+    parser.add_argument("--episodes", type=int, default=20, help="episodes of each evaluation")
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"))
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
@@ -99,7 +102,7 @@ def main() -> None:
     jobs = [(method, analyst, seed) for seed in options.seeds for method, analyst in CONTENDERS]
     options.out.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(one_run, options.task, *job, steps, options.runs) for job in jobs]
+        futures = [pool.submit(one_run, options.task, *job, steps, options.episodes, options.runs) for job in jobs]
         results = []
         for job, future in zip(jobs, futures, strict=True):
             results.append(future.result())
@@ -112,7 +115,8 @@ def main() -> None:
     text = f"""# {options.task}: methods at {steps:,} environment steps in all
 
 Made by `python benchmarks/compare_methods.py {options.task} --seeds {" ".join(map(str, options.seeds))} \
---steps {steps}` on {datetime.now(UTC):%Y-%m-%d}; {made}; {platform.machine()}, {os.cpu_count()} cores.
+--steps {steps} --episodes {options.episodes}` on {datetime.now(UTC):%Y-%m-%d}; {made}; {platform.machine()},
+{os.cpu_count()} cores.
 Starting policy: {start.mean:.1f}. Each score is the mean return of the last policy over
 {results[0]["return"]["last"]["episodes"]} episodes on fresh seeds in Gymnasium's own environment. Intervals are
 Student-t over {len(options.seeds)} seeds.

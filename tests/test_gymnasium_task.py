@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,10 +158,13 @@ def test_a_snapshot_after_the_clock_restarted_keeps_the_restarted_clock() -> Non
 
 
 class Recorder(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
-    """Actions and observations in float64: the observation is the sum of the actions so far."""
+    """Actions and observations in float64: the observation is the sum of the actions so far.
+
+    It insists on its bounds, which single precision cannot hold, and writes into its action.
+    """
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
-    action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float64)
+    action_space = gymnasium.spaces.Box(-0.1, 0.1, (2,), np.float64)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -171,7 +174,9 @@ class Recorder(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         return self.total.copy(), {}
 
     def step(self, action: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action)
         self.total += action
+        action[:] = 9.0
         return self.total.copy(), float(self.total.sum()), False, False, {}
 
 
@@ -192,9 +197,20 @@ def test_snapshots_of_an_environment_with_float64_actions(register: Any) -> None
     play(batch, random_actions(task, rng, 5, 2))
     snapshots = batch.snapshots([0, 1])
     ahead = random_actions(task, rng, 10, 2)
+    ahead[0] = 0.1
     record = play(batch, ahead)
     batch.restore([0, 1], snapshots)
     assert_same(record, play(batch, ahead), [0, 1], [0, 1])
+
+
+def test_an_environment_without_a_time_limit_is_given_one(register: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ultra.tasks.gymnasium.TIME_LIMIT", 20)
+    register("Endless-v0", entry_point=Recorder)
+    task = get_task("Endless-v0")
+    assert task.time_limit == 20
+    batch, still = task.make_batch(1, workers=1), np.zeros((1, 2), np.float32)
+    batch.reset([0], [1])
+    assert [bool(batch.step(still).truncated[0]) for _ in range(20)] == [False] * 19 + [True]
 
 
 def test_a_task_of_the_users_own_runs_in_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,12 +220,45 @@ def test_a_task_of_the_users_own_runs_in_workers(tmp_path: Path, monkeypatch: py
         "def easy():\n    return replace(get_task('CartPole-v1'), name='easy-pole')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr("ultra.tasks.task._registry", dict(task_module._registry))
     ultra.tasks.register("easy-pole", "users_tasks:easy", "a pole to balance")
     batch = get_task("easy-pole").make_batch(2, workers=2)
     assert batch.reset([0, 1], [1, 2]).shape == (2, 4)
     batch.close()
+
+
+def test_an_environment_of_the_users_own_module_runs_in_workers(
+    register: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gymnasium's `module:id` imports the module that registers the id."""
+    (tmp_path / "users_environments.py").write_text(
+        "import gymnasium\n\n"
+        "gymnasium.register('Own-v0', entry_point='gymnasium.envs.classic_control:PendulumEnv', max_episode_steps=5)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    task = get_task("users_environments:Own-v0")
+    assert task.time_limit == 5
+    batch = task.make_batch(2, workers=2)
+    assert batch.reset([0, 1], [1, 2]).shape == (2, 3)
+    batch.close()
+
+
+def test_what_workers_cannot_make_is_one_clear_error_and_leaves_none_running(
+    register: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register("Recorder-v0", entry_point=Recorder)
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Noted(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    monkeypatch.setattr("subprocess.Popen", Noted)
+    with pytest.raises(UltraError, match=r"cannot make Recorder-v0: .*`module:id`.*--workers 1") as caught:
+        get_task("Recorder-v0").make_batch(2, workers=2)
+    assert "\n" not in str(caught.value)
+    assert [process.poll() is None for process in started] == [False, False]
 
 
 def test_an_observation_of_several_parts_is_flattened() -> None:
@@ -235,6 +284,11 @@ def test_an_unknown_task_offers_the_closest_name(wrong: str, right: str) -> None
 def test_an_unknown_task_that_is_like_no_other_lists_all() -> None:
     with pytest.raises(UltraError, match="hopper, walker2d"):
         get_task("qqqq")
+
+
+def test_a_module_that_cannot_be_imported_is_named() -> None:
+    with pytest.raises(UltraError, match="cannot import 'no_such_module', which should register 'Own-v0'"):
+        get_task("no_such_module:Own-v0")
 
 
 def space_environment(

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, cast
 
+import gymnasium
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from ultra.errors import WorkerError
 from ultra.tasks import Batch, Step, get_task
-from ultra.tasks.pong import TIME_LIMIT, ObjectPong, PongBatch
+from ultra.tasks.pong import GYMNASIUM_ACTIONS, TIME_LIMIT, ObjectPong, PongBatch, StickyActions, draw_noops
 
 Record = list[tuple[Step, NDArray[np.float64]]]
 
@@ -86,6 +87,39 @@ def test_a_whole_game_is_gymnasiums(sticky: float) -> None:
                 break
         assert terminated == (steps == 3000), "a game against random actions is lost within 3000 steps"
     env.close()
+
+
+def test_without_sticky_actions_four_frames_are_gymnasiums_frame_skip() -> None:
+    env = ObjectPong()
+    theirs = gymnasium.make("ALE/Pong-v5", obs_type="ram", frameskip=4, repeat_action_probability=0.0)
+    console: Any = theirs.unwrapped
+    env.reset(seed=6)
+    theirs.reset(seed=6)
+    for _ in range(draw_noops(6)):
+        console.ale.act(0)
+    for action in np.random.default_rng(0).integers(3, size=300):
+        _, reward, terminated, _, _ = env.step(int(action))
+        ram, their_reward, their_end, _, _ = theirs.step(GYMNASIUM_ACTIONS[action])
+        np.testing.assert_array_equal(cast(Any, env.unwrapped).ale.getRAM(), ram)
+        assert (reward, terminated) == (their_reward, their_end)
+    env.close()
+    theirs.close()
+
+
+def test_sticky_actions_repeat_the_previous_frames_action_with_their_probability() -> None:
+    """The chosen action takes hold after a geometric number of frames."""
+    sticky, rng = StickyActions(0.25), np.random.default_rng(0)
+    sticky.reset(3)
+    late, previous = [], 0
+    for _ in range(8000):
+        action = (previous + int(rng.integers(1, 3))) % 3
+        frames = sticky.frames(action)
+        held = next((i for i, effective in enumerate(frames) if effective == action), 4)
+        assert frames == [previous] * held + [action] * (4 - held)
+        late.append(held)
+        previous = frames[-1]
+    shares = np.bincount(late, minlength=5) / len(late)
+    np.testing.assert_allclose(shares, [0.75 * 0.25**k for k in range(4)] + [0.25**4], atol=0.02)
 
 
 def test_facts_are_what_the_screen_shows() -> None:
@@ -210,6 +244,20 @@ def test_the_time_limit_is_counted_kept_and_restarted() -> None:
     assert batch.step(stay).truncated.tolist() == [True, False]
     batch.reset([0], [3])
     assert batch.step(stay).truncated.tolist() == [False, False]
+
+
+def test_no_frame_of_doing_nothing_counts_towards_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in training nor in evaluation, whatever number of such frames the seed gives."""
+    monkeypatch.setattr("ultra.tasks.pong.TIME_LIMIT", 20)
+    batch, env = PongBatch(2), ObjectPong()
+    batch.reset([0, 1], [2, 3])
+    assert draw_noops(2) != draw_noops(3)
+    for seed in (2, 3):
+        env.reset(seed=seed)
+        assert [env.step(0)[3] for _ in range(20)] == [False] * 19 + [True]
+    stay = np.zeros(2, np.int64)
+    assert [batch.step(stay).truncated.tolist() for _ in range(20)] == [[False] * 2] * 19 + [[True] * 2]
+    env.close()
 
 
 @pytest.fixture(scope="module")

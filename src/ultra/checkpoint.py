@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
-import zipfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ultra.errors import RunDirectoryError
 from ultra.files import write_atomically
 from ultra.policy import flatten, unflatten
+from ultra.tasks.batch import Snapshot
 
 if TYPE_CHECKING:
     from ultra.ppo import Learner
@@ -114,20 +115,40 @@ def load_checkpoint(path: Path, learner: Learner, environments: Environments) ->
     """Put a learner and its environments into the saved state.
 
     Raises:
-        RunDirectoryError: if the file is damaged.
+        RunDirectoryError: if the file is damaged, or was made with another policy or number of environments.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        header = json.loads(arrays["header"].tobytes())
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        snapshots = _load(path, learner, environments)
+    except RunDirectoryError:
+        raise
+    except Exception as error:  # a damaged archive can fail anywhere in the code that unpacks it
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise RunDirectoryError(
-            f"checkpoint {path} is damaged ({error}): delete it to start this stage anew"
+            f"checkpoint {path} is damaged ({reason}): delete it to start this stage anew"
         ) from error
+    environments.resume(snapshots)
+
+
+def _load(path: Path, learner: Learner, environments: Environments) -> list[Snapshot]:
+    """Put back all but the states of the environments, which are returned."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    header = json.loads(arrays["header"].tobytes())
+    snapshots = unpack_bytes(arrays["states"], arrays["ends"])
+    if len(snapshots) != environments.batch.size:
+        raise RunDirectoryError(
+            f"checkpoint {path} was made with {len(snapshots)} environments, not {environments.batch.size}: "
+            f"continue with --ppo.environments {len(snapshots)}, or delete it to start this stage anew"
+        )
+    params = {k.removeprefix("params."): v for k, v in arrays.items() if k.startswith("params.")}
+    if _shapes(params) != _shapes(flatten(learner.policy.params)):
+        raise RunDirectoryError(
+            f"checkpoint {path} was made with a policy of other shapes: delete it to start this stage anew"
+        )
     seen, reward_variance, reward_count = header["normalizer"]
     learner.policy = replace(
         learner.policy,
-        params=unflatten({k.removeprefix("params."): v for k, v in arrays.items() if k.startswith("params.")}),
+        params=unflatten(params),
         normalizer=replace(
             learner.policy.normalizer,
             mean=arrays["mean"],
@@ -150,4 +171,8 @@ def load_checkpoint(path: Path, learner: Learner, environments: Environments) ->
     episodes.recent_lengths.extend(arrays["recent_lengths"].tolist())
     episodes.finished = header["finished"]
     environments.guidance.load_state(header["guidance"])
-    environments.resume(unpack_bytes(arrays["states"], arrays["ends"]))
+    return snapshots
+
+
+def _shapes(arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in arrays.items()}

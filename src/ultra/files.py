@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from ultra.errors import UltraError
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents, if they do not exist.
+
+    Raises:
+        UltraError: if a file is in the way or the place cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UltraError(f"cannot make the directory {path}: {error.strerror}; choose another place") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -24,7 +37,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what matters to the user is the first error
+            temporary.unlink(missing_ok=True)
         raise UltraError(f"cannot write {path}: {error.strerror}; free some space or choose another --out") from error
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
+from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from ultra.errors import PolicyError
-from ultra.files import write_atomically
+from ultra.errors import PolicyError, UltraError
+from ultra.files import make_directory, write_atomically
 from ultra.spaces import Actions, ActionSpace, Continuous, Discrete, from_json, to_json
 from ultra.tasks.batch import Observations
 
@@ -25,6 +26,8 @@ Params = dict[str, Any]
 """Weights as a tree of arrays: `actor` and `critic` are lists of {w, b}; `log_std` for continuous actions."""
 
 FORMAT = 1
+_STATISTICS = ("count", "reward_variance", "reward_count", "clip")
+"""Numbers of a `Normalizer` that `policy.json` holds."""
 _LOG_2PI = float(np.log(2 * np.pi))
 
 
@@ -161,7 +164,7 @@ def create_policy(architecture: Architecture, rng: np.random.Generator) -> Polic
         "critic": _layers(rng, architecture, 1, last_gain=1.0),
     }
     if isinstance(space, Continuous):
-        params["log_std"] = jnp.zeros(space.size, jnp.float32)
+        params["log_std"] = jnp.asarray(np.zeros(space.size, np.float32))
     return Policy(architecture, params, Normalizer.identity(architecture.observation_size))
 
 
@@ -174,7 +177,9 @@ def _layers(rng: np.random.Generator, architecture: Architecture, outputs: int, 
         q, r = np.linalg.qr(tall)
         q = q * np.sign(np.diag(r))
         weight = q if rows >= columns else q.T
-        layers.append({"w": jnp.asarray(gain * weight, jnp.float32), "b": jnp.zeros(columns, jnp.float32)})
+        # Made by NumPy: JAX would compile a program for each shape.
+        arrays = {"w": (gain * weight).astype(np.float32), "b": np.zeros(columns, np.float32)}
+        layers.append({name: jnp.asarray(array) for name, array in arrays.items()})
     return layers
 
 
@@ -275,11 +280,12 @@ def save_policy(policy: Policy, directory: Path, about: Mapping[str, Any] | None
 
     Raises:
         PolicyError: if a weight is not finite.
+        UltraError: if the place cannot be written.
     """
     from safetensors.numpy import save
 
     policy.check_finite("cannot save the policy")
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     architecture, normalizer = policy.architecture, policy.normalizer
     arrays = flatten(policy.params) | {
         "normalizer.mean": normalizer.mean,
@@ -290,12 +296,7 @@ def save_policy(policy: Policy, directory: Path, about: Mapping[str, Any] | None
         "observation_size": architecture.observation_size,
         "action_space": to_json(architecture.action_space),
         "hidden": list(architecture.hidden),
-        "normalizer": {
-            "count": normalizer.count,
-            "reward_variance": normalizer.reward_variance,
-            "reward_count": normalizer.reward_count,
-            "clip": normalizer.clip,
-        },
+        "normalizer": {name: getattr(normalizer, name) for name in _STATISTICS},
         "about": dict(about or {}),
     }
     write_atomically(directory / "weights.safetensors", save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
@@ -306,10 +307,10 @@ def load_policy(directory: str | os.PathLike[str]) -> Policy:
     """Read a policy that `save_policy` wrote.
 
     Raises:
-        PolicyError: if a file is missing, damaged, of another format, or holds weights that are not finite.
+        PolicyError: if a file is missing, damaged, of another format, or holds arrays or numbers that
+            do not fit or are not finite.
     """
     from safetensors import SafetensorError
-    from safetensors.numpy import load
 
     path = Path(directory)
     if not path.exists():
@@ -317,38 +318,68 @@ def load_policy(directory: str | os.PathLike[str]) -> Policy:
     if not (path / "policy.json").is_file():
         raise PolicyError(f"{path} holds no policy.json: it is not a policy saved by ultra")
     try:
-        header = json.loads((path / "policy.json").read_text(encoding="utf-8"))
-        if header["format"] != FORMAT:
-            raise PolicyError(f"{path}: policy format {header['format']} is not {FORMAT}: update ultra")
-        flat = load((path / "weights.safetensors").read_bytes())
-        architecture = Architecture(
-            header["observation_size"], from_json(header["action_space"]), tuple(header["hidden"])
-        )
-        normalizer = Normalizer(flat.pop("normalizer.mean"), flat.pop("normalizer.variance"), **header["normalizer"])
-        params = unflatten(flat)
+        policy = _read_policy(path)
     except PolicyError:
         raise
+    except UltraError as error:
+        raise PolicyError(f"{path}: {error}: copy or train it again") from error
     except (OSError, json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as error:
         raise PolicyError(
             f"{path}: the policy is missing a file or damaged ({error}): copy or train it again"
         ) from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise PolicyError(f"{path}: the policy's header is incomplete ({error!r}): copy or train it again") from error
-    policy = Policy(architecture, params, normalizer)
-    _check_shapes(policy, path)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise PolicyError(f"{path}: the policy's header is damaged ({error!r}): copy or train it again") from error
     policy.check_finite(str(path))
     return policy
 
 
-def _check_shapes(policy: Policy, path: Path) -> None:
-    """Compare the weights with the shapes that the header promises."""
-    architecture = policy.architecture
-    for net, outputs in (("actor", architecture.action_space.size), ("critic", 1)):
-        sizes = [architecture.observation_size, *architecture.hidden, outputs]
-        wanted = list(pairwise(sizes))
-        found = [tuple(layer["w"].shape) for layer in policy.params[net]]
-        if found != wanted:
-            raise PolicyError(f"{path}: weights of the {net} have shapes {found}, but the header says {wanted}")
+def _read_policy(path: Path) -> Policy:
+    """Read a policy's two files and check that they fit each other."""
+    from safetensors.numpy import load
+
+    header = json.loads((path / "policy.json").read_text(encoding="utf-8"))
+    if header["format"] != FORMAT:
+        raise PolicyError(f"{path}: policy format {header['format']!r} is not {FORMAT}: update ultra")
+    size, hidden = index(header["observation_size"]), tuple(map(index, header["hidden"]))
+    architecture = Architecture(size, from_json(header["action_space"]), hidden)
+    arrays = load((path / "weights.safetensors").read_bytes())
+    _check_arrays(architecture, arrays)
+    mean, variance = (arrays.pop(f"normalizer.{name}").astype(np.float64) for name in ("mean", "variance"))
+    statistics = header["normalizer"]
+    if set(statistics) != set(_STATISTICS):
+        raise UltraError(f"the normalizer holds {sorted(statistics)}, but should hold {sorted(_STATISTICS)}")
+    normalizer = Normalizer(mean, variance, **statistics)
+    _check_statistics(normalizer)
+    return Policy(architecture, unflatten({k: v.astype(np.float32) for k, v in arrays.items()}), normalizer)
+
+
+def _check_arrays(architecture: Architecture, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Compare names and shapes of the arrays with those that the architecture needs."""
+    size, space = architecture.observation_size, architecture.action_space
+    wanted: dict[str, tuple[int, ...]] = {"normalizer.mean": (size,), "normalizer.variance": (size,)}
+    for net, outputs in (("actor", space.size), ("critic", 1)):
+        for i, (rows, columns) in enumerate(pairwise([size, *architecture.hidden, outputs])):
+            wanted |= {f"{net}.{i}.w": (rows, columns), f"{net}.{i}.b": (columns,)}
+    if isinstance(space, Continuous):
+        wanted["log_std"] = (space.size,)
+    for name in sorted({*wanted, *arrays}):
+        found = arrays[name].shape if name in arrays else "missing"
+        if found != wanted.get(name, "absent"):
+            raise UltraError(f"array {name!r} is {found}, but by policy.json it should be {wanted.get(name, 'absent')}")
+        if arrays[name].dtype.kind != "f":
+            raise UltraError(f"array {name!r} holds {arrays[name].dtype}, not floating-point numbers")
+
+
+def _check_statistics(normalizer: Normalizer) -> None:
+    """Check that the statistics are numbers by which observations and rewards can be scaled."""
+    for name in _STATISTICS:
+        value = getattr(normalizer, name)
+        if type(value) not in (int, float) or not 0 <= value < np.inf:
+            raise UltraError(f"the normalizer's {name} must be a finite number and not negative, not {value!r}")
+    for name, array, lowest in (("mean", normalizer.mean, -np.inf), ("variance", normalizer.variance, 0.0)):
+        bad = np.flatnonzero(~(np.isfinite(array) & (array >= lowest)))
+        if len(bad):
+            raise UltraError(f"the normalizer's {name} is {array[bad[0]]} for entry {bad[0]} of the observation")
 
 
 def check_fits(policy: Policy, name: str, observation_size: int, space: ActionSpace) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ultra.api import refine
-from ultra.config import PPOConfig, RefineConfig
+from ultra.config import AnalyseConfig, CollectConfig, EvaluateConfig, PPOConfig, RefineConfig
 from ultra.progress import Reporter
 from ultra.reporting import advice_of, comparison, draw_curves, explain
 from ultra.run import Run
@@ -18,7 +18,14 @@ POLICIES = Path(__file__).parent / "policies"
 
 DEFAULTS = {
     "hopper": RefineConfig(task="hopper", steps=200_000),
-    "pong": RefineConfig(task="pong", steps=150_000, ppo=PPOConfig(entropy=0.01)),
+    "pong": RefineConfig(
+        task="pong",
+        steps=120_000,
+        collect=CollectConfig(share=0.05),
+        analyse=AnalyseConfig(share=0.1),
+        ppo=PPOConfig(entropy=0.01),
+        evaluate=EvaluateConfig(episodes=10),
+    ),
 }
 """What `ultra quickstart TASK` does."""
 

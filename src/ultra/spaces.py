@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,9 @@ class Continuous:
         return scaled
 
     def __str__(self) -> str:
-        return f"Box{(self.size,)}"
+        alike = len({*self.low}) == len({*self.high}) == 1
+        low, high = (self.low[0], self.high[0]) if alike else (self.low, self.high)
+        return f"Box({self.size},) from {low} to {high}"
 
 
 ActionSpace = Discrete | Continuous
@@ -98,7 +101,15 @@ def to_json(space: ActionSpace) -> dict[str, Any]:
 
 
 def from_json(value: dict[str, Any]) -> ActionSpace:
-    """Inverse of `to_json`."""
-    if value["kind"] == "discrete":
-        return Discrete(int(value["n"]))
-    return Continuous(tuple(value["low"]), tuple(value["high"]))
+    """Inverse of `to_json`.
+
+    Raises:
+        UltraError: if the kind is unknown or the numbers make no action space.
+        KeyError, TypeError, ValueError: if entries are missing or of another type.
+    """
+    kind = value["kind"]
+    if kind == "discrete":
+        return Discrete(index(value["n"]))
+    if kind == "continuous":
+        return Continuous(tuple(map(float, value["low"])), tuple(map(float, value["high"])))
+    raise UltraError(f"unknown kind of actions {kind!r}: known are 'continuous' and 'discrete'")

@@ -229,8 +229,9 @@ _UPPER, _LOWER = 0.1, 0.11
 def _fingertip(qpos: Array) -> Array:
     """Fingertip positions (n, 2) in metres.
 
-    Gymnasium reads them from the integrator's last stage, a state that no snapshot holds; computed
-    from the state itself they differ by less than 1e-5 m.
+    Gymnasium reads them from the integrator's last stage, a state that no snapshot holds. Computed
+    from the state itself they differ by less than 1e-5 m, but where the elbow runs into its stop
+    (within 0.1 rad of it) by up to 1.3 cm.
     """
     first, both = qpos[:, 0], qpos[:, 0] + qpos[:, 1]
     x = _UPPER * np.cos(first) + _LOWER * np.cos(both)

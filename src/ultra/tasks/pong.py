@@ -6,6 +6,7 @@ The addresses are those of Anand et al., "Unsupervised State Representation Lear
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ultra.tasks.batch import Facts, Indices, Observations, Snapshot, Step
 
 FRAME_SKIP = 4
 TIME_LIMIT = 27_000
-"""Agent steps in an episode: ALE's limit of 108,000 frames."""
+"""Agent steps in an episode: ALE's limit of 108,000 frames, counted after the frames of doing nothing."""
 MOST_NOOPS = 120
 """Each episode begins with up to so many frames of doing nothing, drawn from its seed."""
 
@@ -75,6 +76,49 @@ def draw_noops(seed: int) -> int:
     return int(np.random.default_rng(seed).integers(MOST_NOOPS + 1))
 
 
+class StickyActions:
+    """Sticky actions (Machado et al., arXiv 1709.06009): a frame may repeat the previous frame's action.
+
+    ALE's own are not used, because its saved states leave out the previous action. The repeats are
+    drawn from the episode's seed and the number of the step, which keeps the state small.
+
+    Args:
+        probability: that a frame repeats the action of the one before.
+    """
+
+    _STATE = struct.Struct("<3q")
+    state_size = _STATE.size
+    """Bytes that `save` gives."""
+
+    def __init__(self, probability: float) -> None:
+        self._probability = probability
+        self.reset(0)
+
+    def reset(self, seed: int) -> None:
+        """Begin an episode: before it, nothing was done."""
+        self._seed, self._steps, self._previous = seed, 0, 0
+
+    def frames(self, action: int) -> list[int]:
+        """The actions (FRAME_SKIP) that take effect in the frames of one step in which `action` is chosen."""
+        if not self._probability:
+            return [action] * FRAME_SKIP
+        self._steps += 1  # counted from 1: with 0, the generator would be that of `draw_noops`
+        repeats = np.random.default_rng([self._seed, self._steps]).random(FRAME_SKIP) < self._probability
+        effective = []
+        for repeated in repeats:
+            self._previous = self._previous if repeated else action
+            effective.append(self._previous)
+        return effective
+
+    def save(self) -> bytes:
+        """The state: seed, step and previous action."""
+        return self._STATE.pack(self._seed, self._steps, self._previous)
+
+    def restore(self, state: bytes) -> None:
+        """Inverse of `save`."""
+        self._seed, self._steps, self._previous = self._STATE.unpack(state)
+
+
 class PongBatch:
     """Games of Pong, stepped one after the other in this process.
 
@@ -84,15 +128,16 @@ class PongBatch:
 
     def __init__(self, size: int, sticky: float = 0.0) -> None:
         ALEInterface.setLoggerMode(LoggerMode.Error)
-        self._games = [self._make(sticky) for _ in range(size)]
+        self._games = [self._make() for _ in range(size)]
+        self._sticky = [StickyActions(sticky) for _ in range(size)]
         self._actions = [self._games[0].getMinimalActionSet()[i] for i in GYMNASIUM_ACTIONS]
         self._facts = np.zeros((size, _SIZE))
         self._clock = np.zeros(size, dtype=np.int64)
 
     @staticmethod
-    def _make(sticky: float) -> ALEInterface:
+    def _make() -> ALEInterface:
         game = ALEInterface()
-        game.setFloat("repeat_action_probability", sticky)
+        game.setFloat("repeat_action_probability", 0.0)
         game.loadROM(_ROM)
         return game
 
@@ -102,13 +147,15 @@ class PongBatch:
         return len(self._games)
 
     def reset(self, indices: Indices, seeds: Sequence[int]) -> Observations:
-        """Start new games, as Gymnasium's environment with the same seeds does."""
+        """Start new games, as Gymnasium's environment with the same seeds does.
+
+        Gymnasium also seeds ALE and loads the game anew, which takes ten times as long and changes
+        nothing: the console has no randomness of its own.
+        """
         for index, seed in zip(indices, seeds, strict=True):
             game = self._games[index]
-            _, ale_seed = np.random.SeedSequence(seed).generate_state(2)
-            game.setInt("random_seed", np.int32(ale_seed))
-            game.loadROM(_ROM)
             game.reset_game()
+            self._sticky[index].reset(int(seed))
             for _ in range(draw_noops(seed)):
                 game.act(self._actions[0])
             self._facts[index] = read_facts(game.getRAM(), None)
@@ -120,8 +167,8 @@ class PongBatch:
         rewards = np.zeros(self.size)
         terminated = np.zeros(self.size, dtype=np.bool_)
         for index, game in enumerate(self._games):
-            action = self._actions[actions[index]]
-            rewards[index] = sum(game.act(action) for _ in range(FRAME_SKIP))
+            frames = self._sticky[index].frames(int(actions[index]))
+            rewards[index] = sum(game.act(self._actions[action]) for action in frames)
             terminated[index] = game.game_over(with_truncation=False)
             self._facts[index] = read_facts(game.getRAM(), self._facts[index])
         self._clock += 1
@@ -132,18 +179,21 @@ class PongBatch:
         return self._facts.copy()
 
     def snapshots(self, indices: Indices) -> list[Snapshot]:
-        """The console's state with its random generator, then the facts and the counter."""
+        """The facts and the counter, what sticky actions need, and the console's state."""
         return [
             np.append(self._facts[i], float(self._clock[i])).tobytes()
-            + self._games[i].cloneState(include_rng=True).serialize()
+            + self._sticky[i].save()
+            + self._games[i].cloneState().serialize()
             for i in indices
         ]
 
     def restore(self, indices: Indices, snapshots: Sequence[Snapshot]) -> Observations:
         """Put saved consoles back."""
         head = (_SIZE + 1) * 8
+        console = head + StickyActions.state_size
         for index, snapshot in zip(indices, snapshots, strict=True):
-            self._games[index].restoreState(ALEState(snapshot[head:]))
+            self._games[index].restoreState(ALEState(snapshot[console:]))
+            self._sticky[index].restore(snapshot[head:console])
             row = np.frombuffer(snapshot[:head])
             self._facts[index], self._clock[index] = row[:-1], int(row[-1])
         return observe(self._facts[indices])
@@ -157,14 +207,28 @@ class PongBatch:
 
 
 class ObjectPong(gymnasium.Wrapper[NDArray[np.float32], int, NDArray[np.uint8], int]):
-    """Gymnasium's own `ALE/Pong-v5` with our observations and actions, for evaluation."""
+    """Gymnasium's own `ALE/Pong-v5` with our observations and actions, for evaluation.
+
+    Args:
+        sticky: probability that a frame repeats the action of the one before.
+    """
 
     def __init__(self, sticky: float = 0.0) -> None:
         import ale_py
 
         gymnasium.register_envs(ale_py)
-        env = gymnasium.make("ALE/Pong-v5", obs_type="ram", frameskip=FRAME_SKIP, repeat_action_probability=sticky)
+        # Frames are stepped one by one, for our sticky actions, and counted by Gymnasium's time limit
+        # in place of ALE's, which would count the frames of doing nothing as well.
+        env = gymnasium.make(
+            "ALE/Pong-v5",
+            obs_type="ram",
+            frameskip=1,
+            repeat_action_probability=0.0,
+            max_num_frames_per_episode=0,
+            max_episode_steps=FRAME_SKIP * TIME_LIMIT,
+        )
         super().__init__(env)
+        self._sticky = StickyActions(sticky)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (OBSERVATION_SIZE,), np.float32)
         self.action_space = gymnasium.spaces.Discrete(len(GYMNASIUM_ACTIONS))  # type: ignore[assignment]
         self.facts = np.zeros(_SIZE)
@@ -172,17 +236,28 @@ class ObjectPong(gymnasium.Wrapper[NDArray[np.float32], int, NDArray[np.uint8], 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Reset the game, then do nothing for a number of frames drawn from the seed."""
+        """Reset the game, then do nothing for a number of frames drawn from the seed.
+
+        Without a seed, the environment's own generator draws one.
+        """
         _, info = self.env.reset(seed=seed, options=options)
+        if seed is None:
+            seed = int(self.np_random.integers(2**31))
+        self._sticky.reset(seed)
         game = self.unwrapped.ale  # type: ignore[attr-defined]
         noop = game.getMinimalActionSet()[0]
-        for _ in range(draw_noops(0 if seed is None else seed)):
+        for _ in range(draw_noops(seed)):
             game.act(noop)
         self.facts = read_facts(game.getRAM(), None)
         return observe(self.facts), info
 
     def step(self, action: int) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Step the game by four frames."""
-        _, reward, terminated, truncated, info = self.env.step(GYMNASIUM_ACTIONS[int(action)])
+        total = 0.0
+        for effective in self._sticky.frames(int(action)):
+            _, reward, terminated, truncated, info = self.env.step(GYMNASIUM_ACTIONS[effective])
+            total += float(reward)
+            if terminated:
+                break
         self.facts = read_facts(self.unwrapped.ale.getRAM(), self.facts)  # type: ignore[attr-defined]
-        return observe(self.facts), float(reward), terminated, truncated, info
+        return observe(self.facts), total, terminated, truncated, info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import partial
 
 import gymnasium
@@ -31,7 +32,6 @@ def pong(sticky: float = 0.0) -> Task:
         in_workers=True,
         snapshot_every=16,
         sampled_evaluation=True,
-        options={"sticky": sticky} if sticky else {},
     )
 
 
@@ -45,7 +45,8 @@ def _mujoco(name: str, observation_size: int, actuators: int, time_limit: int) -
         observation_size=observation_size,
         action_space=Continuous((-1.0,) * actuators, (1.0,) * actuators),
         time_limit=time_limit,
-        make_local_batch=partial(module.MujocoBatch, physics),
+        make_local_batch=partial(module.MujocoBatch, physics, threads=1),
+        make_threaded_batch=partial(module.MujocoBatch, physics),
         make_environment=partial(gymnasium.make, physics.env_id),
     )
 
@@ -56,25 +57,19 @@ halfcheetah = partial(_mujoco, "halfcheetah", 17, 6, 1000)
 reacher = partial(_mujoco, "reacher", 10, 2, 50)
 
 
-def gymnasium_task(env_id: str) -> Task | None:
+def gymnasium_task(env_id: str) -> Task:
     """A task for any Gymnasium id, with a card of which only the spaces are known.
 
-    Returns:
-        The task, or None if Gymnasium knows no such id.
-
     Raises:
-        UltraError: if the environment's spaces are not supported.
+        UltraError: if the environment cannot be made, or its spaces are not supported.
     """
     from ultra.tasks.gymnasium import GymnasiumBatch, make_environment
 
-    try:
-        spec = gymnasium.spec(env_id)
-    except gymnasium.error.Error:
-        return None
     make = partial(make_environment, env_id)
-    env = make()
-    shape, space = env.observation_space.shape, from_gymnasium(env.action_space)
-    env.close()
+    with closing(make()) as env:
+        shape, space = env.observation_space.shape, from_gymnasium(env.action_space)
+        limit = env.spec.max_episode_steps if env.spec else None
+    assert limit is not None  # `make_environment` sets one
     if shape is None or len(shape) != 1:
         raise UltraError(f"{env_id}: observations of shape {shape} cannot be flattened to one dimension")
     return Task(
@@ -82,7 +77,7 @@ def gymnasium_task(env_id: str) -> Task | None:
         card=skeleton_card(env_id, shape[0], space),
         observation_size=shape[0],
         action_space=space,
-        time_limit=spec.max_episode_steps or 10_000,
+        time_limit=limit,
         make_local_batch=partial(GymnasiumBatch, make),
         make_environment=make,
         in_workers=True,

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ultra.errors import UltraError
@@ -28,13 +28,15 @@ class Task:
         observation_size: entries of an observation.
         action_space: actions of the policy.
         time_limit: agent steps after which an episode is truncated.
-        make_local_batch: n -> a batch of n environments that lives in this process.
+        make_local_batch: n -> a batch of n environments on one thread of this process.
+        make_threaded_batch: (n, threads) -> the same on several threads; None if the environments cannot.
         make_environment: Gymnasium's own environment, in which policies are evaluated.
-        in_workers: whether several cores can only be used through worker processes.
+        in_workers: whether worker processes may be used to get at several cores.
         snapshot_every: steps between the snapshots of a trajectory (states between are replayed).
         sampled_evaluation: whether evaluation samples actions. In a deterministic game the most likely
             actions can rally for ever (RL Baselines3 Zoo samples on Atari for the same reason).
-        options: what the task was made with, to make it again in another process.
+        target: `module:function` that made the task, set by `get_task`; empty for a task made by hand.
+        options: what that function was given, to make the task again in another process.
     """
 
     name: str
@@ -44,9 +46,11 @@ class Task:
     time_limit: int
     make_local_batch: Callable[[int], Batch]
     make_environment: Callable[[], gymnasium.Env[Any, Any]]
+    make_threaded_batch: Callable[[int, int], Batch] | None = None
     in_workers: bool = False
     snapshot_every: int = 1
     sampled_evaluation: bool = False
+    target: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def make_batch(self, size: int, workers: int | None = None) -> Batch:
@@ -56,6 +60,8 @@ class Task:
             from ultra.tasks.workers import WorkerBatch
 
             return WorkerBatch(self, "make_local_batch", size, workers)
+        if self.make_threaded_batch is not None:
+            return self.make_threaded_batch(size, workers)
         return self.make_local_batch(size)
 
     def make_local_evaluation_batch(self, size: int) -> Batch:
@@ -103,21 +109,36 @@ def known_tasks() -> dict[str, str]:
     return {name: entry.summary for name, entry in _registry.items()}
 
 
+def make_task(target: str, options: Mapping[str, Any]) -> Task:
+    """Make a task that remembers how, so that worker processes can make it again.
+
+    Args:
+        target: `module:function`.
+        options: arguments of the function.
+
+    Raises:
+        UltraError: if the function cannot be imported.
+    """
+    module, _, function = target.partition(":")
+    try:
+        make: Callable[..., Task] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UltraError(f"cannot import the task {target!r}: {error}") from error
+    return replace(make(**options), target=target, options=options)
+
+
 def get_task(name: str, **options: Any) -> Task:
     """Load a task by its name, or any Gymnasium environment by its id.
 
     Raises:
-        UltraError: if there is no such task; the closest names are offered.
+        UltraError: if there is no such task (the closest names are offered) or it cannot be made.
     """
     if name in _registry:
-        module, function = _registry[name].target.split(":")
-        make: Callable[..., Task] = getattr(importlib.import_module(module), function)
-        return make(**options)
-    from ultra.tasks.shipped import gymnasium_task
+        return make_task(_registry[name].target, options)
+    from ultra.tasks.gymnasium import is_registered
 
-    task = gymnasium_task(name)
-    if task is None:
-        close = difflib.get_close_matches(name.lower(), _registry, n=2, cutoff=0.4)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"known tasks: {', '.join(_registry)}"
-        raise UltraError(f"unknown task {name!r}: {hint} (`ultra tasks` lists them; a Gymnasium id works too)")
-    return task
+    if is_registered(name):
+        return make_task("ultra.tasks.shipped:gymnasium_task", {"env_id": name, **options})
+    close = difflib.get_close_matches(name.lower(), _registry, n=2, cutoff=0.4)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known tasks: {', '.join(_registry)}"
+    raise UltraError(f"unknown task {name!r}: {hint} (`ultra tasks` lists them; a Gymnasium id works too)")

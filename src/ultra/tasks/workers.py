@@ -22,10 +22,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from ultra.errors import WorkerError
+from ultra.errors import UltraError, WorkerError
 from ultra.spaces import Actions, Discrete
 from ultra.tasks.batch import Batch, Facts, Indices, Observations, Snapshot, Step
-from ultra.tasks.task import Task
+from ultra.tasks.task import Task, make_task
 
 _LENGTH = struct.Struct("<Q")
 
@@ -72,16 +72,22 @@ class WorkerBatch:
     """Environments of one task in `workers` processes, several in each.
 
     Args:
-        task: made again by name and options in each worker.
+        task: made again by its target and options in each worker.
         maker: name of the task's method that makes a batch of a given size.
         size: environments in all.
         workers: processes.
 
     Raises:
+        UltraError: if workers cannot make the task.
         WorkerError: when a worker fails; the message holds its traceback.
     """
 
     def __init__(self, task: Task, maker: str, size: int, workers: int) -> None:
+        if not task.target:
+            raise UltraError(
+                f"worker processes cannot make the task {task.name!r}, which no registered function made: "
+                "see ultra.tasks.register, or use one worker (--workers 1)"
+            )
         workers = min(size, workers)
         self._discrete = isinstance(task.action_space, Discrete)
         self._bounds = [size * k // workers for k in range(workers + 1)]
@@ -90,23 +96,23 @@ class WorkerBatch:
         handle, name = tempfile.mkstemp(prefix="ultra-", dir=folder)
         os.close(handle)
         path = Path(name)
+        self._processes: list[subprocess.Popen[bytes]] = []
         try:
             self._shared = _Shared(path, task, size, create=True)
             self._size = size
-            self._processes = [
-                subprocess.Popen(
-                    [sys.executable, "-m", "ultra.tasks.workers"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                )
-                for _ in range(workers)
-            ]
-            for k, process in enumerate(self._processes):
-                assert process.stdin is not None
-                bounds = self._bounds[k : k + 2]
-                _send(process.stdin, (task.name, dict(task.options), maker, size, *bounds, name))
+            for _ in range(workers):
+                command = [sys.executable, "-m", "ultra.tasks.workers"]
+                self._processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            for k in range(workers):
+                # What this process can import, a worker can import as well.
+                self._post(k, sys.path, task.target, dict(task.options), maker, size, *self._bounds[k : k + 2], name)
             for k in range(workers):
                 self._reply(k)
+        except BaseException:
+            for process in self._processes:
+                process.kill()  # they are still at work on their environments and would not see the pipe close
+            self.close()
+            raise
         finally:
             path.unlink()  # the mappings keep the memory alive
 
@@ -130,6 +136,11 @@ class WorkerBatch:
             kind, value = _receive(pipe)
         except EOFError as error:
             raise WorkerError(f"environment worker {worker} has ended without an answer") from error
+        if kind == "refused":
+            raise UltraError(
+                f"worker processes cannot make the task: {value}; what a script registers must lie in a module that "
+                "they can import (a Gymnasium id as `module:id`), or use one worker (--workers 1)"
+            )
         if kind == "error":
             raise WorkerError(f"environment worker {worker} failed:\n{value}")
         return value
@@ -234,19 +245,21 @@ def _answer(batch: Batch, arrays: dict[str, Any], discrete: bool, message: tuple
 
 def _work() -> None:
     """A worker: make the environments, then answer commands until the pipe closes."""
-    from ultra.tasks import get_task
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     commands = sys.stdin.buffer
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a simulator prints must not mix with the answers
     try:
-        name, options, maker, size, start, stop, path = _receive(commands)
-        task = get_task(name, **options)
+        sys.path[:], target, options, maker, size, start, stop, path = _receive(commands)
+        try:
+            task = make_task(target, options)
+            batch: Batch = getattr(task, maker)(stop - start)
+        except UltraError as error:
+            _send(answers, ("refused", str(error)))
+            return
         discrete = isinstance(task.action_space, Discrete)
         shared = _Shared(Path(path), task, size, create=False)
         arrays = {key: array[start:stop] for key, array in shared.arrays.items()}
-        batch = getattr(task, maker)(stop - start)
         _send(answers, ("done", None))
         while True:
             try:

@@ -1,0 +1,215 @@
+"""Statistics of returns: worked examples, properties, and intervals that cover what they promise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from scipy import stats
+
+from ultra.errors import UltraError
+from ultra.statistics import (
+    difference_interval,
+    interquartile_mean,
+    mean_interval,
+    probability_of_improvement,
+    stratified_bootstrap,
+)
+
+Array = NDArray[np.float64]
+
+VALUES = st.floats(-1e6, 1e6, allow_subnormal=False).map(lambda x: round(x, 6))
+SAMPLES = st.lists(VALUES, min_size=2, max_size=30)
+TABLES = st.tuples(st.integers(1, 8), st.integers(1, 4)).flatmap(
+    lambda shape: arrays(np.float64, shape, elements=st.integers(-5, 5).map(float))
+)
+
+
+# Means
+
+
+def test_the_t_interval_of_a_worked_example() -> None:
+    """Mean 3, deviation sqrt(2.5); the table's t(0.975, 4) is 2.776."""
+    estimate = mean_interval([1, 2, 3, 4, 5])
+    assert estimate.mean == 3
+    assert estimate.high - 3 == pytest.approx(2.7764 * math.sqrt(2.5 / 5), rel=1e-4)
+    assert 3 - estimate.low == pytest.approx(estimate.high - 3)
+    assert estimate.count == 5
+    assert str(estimate) == "3.0 [1.0, 5.0]"
+    assert estimate.as_dict() == {"mean": 3, "ci95": [estimate.low, estimate.high], "episodes": 5}
+
+
+def test_welchs_interval_of_a_worked_example() -> None:
+    """Variances of the means 1 and 4 with 3 and 7 degrees of freedom: 25 / (1/3 + 16/7) = 9.55."""
+    new = [8.0, 12.0, 10.0, 10.0]  # variance 8/3; mean 10
+    new = [10 + (x - 10) * math.sqrt(1.5) for x in new]  # variance 4
+    old = [1.0, -1.0] * 4  # variance 8/7
+    old = [5 + x * math.sqrt(28) for x in old]  # variance 32
+    estimate = difference_interval(new, old)
+    assert estimate.mean == pytest.approx(5)
+    assert estimate.high - estimate.mean == pytest.approx(stats.t.ppf(0.975, 25 / (1 / 3 + 16 / 7)) * math.sqrt(5))
+
+
+@settings(deadline=None)
+@given(new=SAMPLES, old=SAMPLES, confidence=st.floats(0.5, 0.99))
+def test_welchs_interval_is_scipys(new: list[float], old: list[float], confidence: float) -> None:
+    if min(np.std(new), np.std(old)) < 1e-3:
+        return  # the reference loses its precision there
+    theirs = stats.ttest_ind(new, old, equal_var=False).confidence_interval(confidence)
+    estimate = difference_interval(new, old, confidence)
+    size = max(np.abs(new).max(), np.abs(old).max())
+    np.testing.assert_allclose([estimate.low, estimate.high], theirs, rtol=1e-6, atol=1e-6 * size)
+
+
+@settings(deadline=None)
+@given(sample=SAMPLES, shift=VALUES, scale=st.floats(0.01, 100))
+def test_an_interval_moves_and_grows_with_its_sample(sample: list[float], shift: float, scale: float) -> None:
+    estimate = mean_interval(sample)
+    moved = mean_interval([shift + scale * x for x in sample])
+    size = 1 + abs(shift) + scale * np.abs(sample).max()
+    assert estimate.low <= estimate.mean <= estimate.high
+    for old, new in zip((estimate.mean, estimate.low, estimate.high), (moved.mean, moved.low, moved.high), strict=True):
+        assert new == pytest.approx(shift + scale * old, rel=1e-6, abs=1e-6 * size)
+
+
+@settings(deadline=None)
+@given(new=SAMPLES, old=SAMPLES)
+def test_exchanging_the_samples_turns_the_difference_round(new: list[float], old: list[float]) -> None:
+    ahead, back = difference_interval(new, old), difference_interval(old, new)
+    assert ahead.mean == -back.mean
+    assert ahead.low == pytest.approx(-back.high, rel=1e-9, abs=1e-6)
+    assert ahead.high == pytest.approx(-back.low, rel=1e-9, abs=1e-6)
+
+
+@given(SAMPLES)
+def test_more_confidence_takes_a_wider_interval(sample: list[float]) -> None:
+    narrow, wide = mean_interval(sample, 0.8), mean_interval(sample, 0.99)
+    assert wide.low <= narrow.low <= narrow.high <= wide.high
+
+
+def test_samples_without_spread_have_intervals_without_width() -> None:
+    alike = mean_interval([2.0, 2.0, 2.0])
+    assert (alike.mean, alike.low, alike.high) == (2, 2, 2)
+    apart = difference_interval([3.0, 3.0], [1.0, 1.0, 1.0])
+    assert (apart.mean, apart.low, apart.high) == (2, 2, 2)
+
+
+def test_a_minute_spread_is_no_division_by_zero() -> None:
+    """The squared variances of returns that differ by 1e-100 are 0 in double precision."""
+    estimate = difference_interval([0.0, 0.0], [0.0, 1e-100])
+    assert estimate.low <= estimate.mean <= estimate.high < 1e-50
+
+
+@pytest.mark.parametrize("sample", [[], [1.0]])
+def test_too_small_a_sample_is_an_error_with_its_size(sample: list[float]) -> None:
+    with pytest.raises(UltraError, match=f"at least 2 values, not {len(sample)}"):
+        mean_interval(sample)
+    with pytest.raises(UltraError, match=f"at least 2 values of each, not 3 and {len(sample)}"):
+        difference_interval([1.0, 2.0, 3.0], sample)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    """Also for unequal variances and sizes, where a pooled interval would not."""
+    rng = np.random.default_rng(0)
+    runs, covered, differences = 2000, 0, 0
+    for _ in range(runs):
+        small, large = rng.normal(1, 10, 5), rng.normal(-2, 1, 20)
+        estimate, difference = mean_interval(small.tolist()), difference_interval(small.tolist(), large.tolist())
+        covered += estimate.low < 1 < estimate.high
+        differences += difference.low < 3 < difference.high
+    slack = 4 * math.sqrt(0.95 * 0.05 / runs)
+    assert abs(covered / runs - 0.95) < slack
+    assert abs(differences / runs - 0.95) < slack
+
+
+# Summaries over runs and tasks
+
+
+def test_the_interquartile_mean_of_worked_examples() -> None:
+    assert interquartile_mean(np.arange(1.0, 9.0)) == 4.5  # of 3, 4, 5 and 6
+    assert interquartile_mean(np.array([[-1000.0, 2.0], [4.0, 9999.0]])) == 3.0
+    assert interquartile_mean(np.array([1.0, 2.0, 3.0, 4.0, 100.0])) == 3.0  # a quarter of five is one
+
+
+@given(table=TABLES, shift=st.integers(-10, 10))
+def test_the_interquartile_mean_keeps_to_the_values(table: Array, shift: int) -> None:
+    found = interquartile_mean(table)
+    assert table.min() - 1e-9 <= found <= table.max() + 1e-9
+    assert interquartile_mean(table + shift) == pytest.approx(found + shift)
+    assert interquartile_mean(table.T[::-1]) == pytest.approx(found)
+
+
+def test_outliers_do_not_move_the_interquartile_mean() -> None:
+    values = np.random.default_rng(0).normal(size=40)
+    spoilt = values.copy()
+    spoilt[values.argmax()], spoilt[values.argmin()] = 1e9, -1e9
+    assert interquartile_mean(spoilt) == pytest.approx(interquartile_mean(values))
+
+
+def test_the_probability_of_improvement_of_a_worked_example() -> None:
+    """First task: 3 beats 1 and 2, 2 beats 1 and ties with 2: 3.5 of 4. Second task: none of 4."""
+    new = np.array([[3.0, 0.0], [2.0, 0.0]])
+    old = np.array([[1.0, 5.0], [2.0, 6.0]])
+    assert probability_of_improvement(new, old) == pytest.approx((3.5 / 4 + 0) / 2)
+
+
+@given(TABLES)
+def test_a_method_is_even_with_itself(table: Array) -> None:
+    assert probability_of_improvement(table, table) == pytest.approx(0.5)
+
+
+@given(st.data())
+def test_improvements_both_ways_add_up_to_one(data: st.DataObject) -> None:
+    """Also with another number of runs."""
+    new = data.draw(TABLES)
+    rows = data.draw(st.integers(1, 8))
+    old = data.draw(arrays(np.float64, (rows, new.shape[1]), elements=st.integers(-5, 5).map(float)))
+    ahead = probability_of_improvement(new, old)
+    assert 0 <= ahead <= 1
+    assert ahead + probability_of_improvement(old, new) == pytest.approx(1)
+    assert probability_of_improvement(new + 11, old) == 1
+
+
+# The bootstrap
+
+
+def test_the_bootstrap_covers_the_truth_at_about_its_nominal_rate() -> None:
+    """A percentile interval of few runs is a little narrow: 3 tasks of 15 runs stay near 90%."""
+    rng = np.random.default_rng(1)
+    trials, covered = 300, 0
+    truth = np.array([0.0, 10.0, -5.0])
+    for _ in range(trials):
+        table = rng.normal(truth, [1.0, 2.0, 0.5], (15, 3))
+        estimate = stratified_bootstrap(lambda scores: float(scores.mean()), table, rng=rng, draws=200, confidence=0.9)
+        assert estimate.mean == pytest.approx(table.mean())
+        covered += estimate.low < truth.mean() < estimate.high
+    assert 0.8 < covered / trials < 0.96
+
+
+def test_runs_are_resampled_within_their_task() -> None:
+    """Tasks of other scales do not mix: without spread inside a task, there is none in the interval."""
+    table = np.tile([0.0, 1000.0], (6, 1))
+    estimate = stratified_bootstrap(interquartile_mean, table, rng=np.random.default_rng(0), draws=50)
+    assert (estimate.low, estimate.mean, estimate.high) == (500, 500, 500)
+
+
+def test_the_bootstrap_compares_two_methods() -> None:
+    rng = np.random.default_rng(0)
+    new, old = rng.normal(2, 1, (10, 2)), rng.normal(0, 1, (8, 2))
+    estimate = stratified_bootstrap(probability_of_improvement, new, old, rng=rng, draws=200)
+    assert 0.7 < estimate.low <= estimate.mean <= estimate.high <= 1
+
+
+def test_the_bootstrap_follows_its_generator() -> None:
+    table = np.random.default_rng(0).normal(size=(5, 2))
+    first, same, other = (
+        stratified_bootstrap(interquartile_mean, table, rng=np.random.default_rng(seed), draws=100)
+        for seed in (1, 1, 2)
+    )
+    assert first == same
+    assert first != other
