@@ -120,10 +120,20 @@ def check_result(config: RefineConfig, result: dict[str, Any], path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("method", "analyst"),
-    [("none", "search"), ("ppo", "search"), ("ultra-a", "random"), ("ultra-r", "search"), ("ultra-ra", "random")],
+    ("base", "method", "analyst"),
+    [
+        (HOPPER, "none", "search"),
+        (HOPPER, "ppo", "search"),
+        (HOPPER, "ultra-a", "random"),
+        (HOPPER, "ultra-r", "search"),
+        (HOPPER, "ultra-ra", "random"),
+        (PONG, "none", "search"),
+        (PONG, "ppo", "search"),
+        (PONG, "ultra-r", "random"),
+        (PONG, "ultra-ra", "search"),
+    ],
+    ids=lambda value: value.task if isinstance(value, RefineConfig) else value,
 )
-@pytest.mark.parametrize("base", [HOPPER, PONG], ids=["hopper", "pong"])
 def test_a_method_refines_from_end_to_end(base: RefineConfig, method: Method, analyst: str, tmp_path: Path) -> None:
     config = replace(base, method=method, analyst=analyst)
     result = api.refine(config, tmp_path / "run")
@@ -178,7 +188,9 @@ def test_an_analyst_who_finds_nothing_to_advise_leaves_plain_training(tmp_path: 
 def test_replayed_steps_are_paid_before_training_is_planned(tmp_path: Path) -> None:
     """Pong's states lie between snapshots: bringing them back for guidance costs steps of the same budget."""
     guidance = GuidanceConfig(trust="all", imitation=0.0)
-    config = replace(PONG, analyst="random", steps=640, guidance=guidance)  # 64 to collect, 9 rollouts of 64
+    config = replace(
+        PONG, method="ultra-a", analyst="random", steps=640, guidance=guidance
+    )  # 64 to collect, 9 rollouts of 64
     check_result(config, api.refine(config, tmp_path / "run"), tmp_path / "run")
 
 
