@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -116,14 +116,15 @@ class PromptArguments:
 
 
 @dataclass(frozen=True)
-class CheckArguments(LLMConfig):
+class CheckArguments:
     """Send one tiny structured request and say what works: output mode, latency, tokens, price.
 
     Example: ultra llm check local/qwen3 --base-url http://127.0.0.1:11434/v1
     """
 
-    model: Positional[str] = ""
+    model: Positional[str]
     """PROVIDER/MODEL, with or without `llm:` before it."""
+    llm: LLMConfig = field(default_factory=LLMConfig)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def print_token_counts(run: Path, number: int) -> int:
 def _check(options: CheckArguments) -> int:
     from ultra.analysts.llm.check import check
 
-    for line in check(options.model.removeprefix("llm:"), options):
+    for line in check(options.model.removeprefix("llm:"), options.llm):
         print(line)
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ultra.analysts.conversation import Conversation, NoAnswer, Question
@@ -37,9 +37,7 @@ def check(text: str, options: LLMConfig) -> Iterator[str]:
         UltraError: if it is misnamed, has no key, or cannot be reached.
     """
     name = ModelName.parse(text)
-    config = LLMConfig(**{field.name: getattr(options, field.name) for field in fields(LLMConfig)})
-    # Each check asks anew, whatever the ledger holds.
-    config = replace(config, draw=time.time_ns() // 1000)
+    config = replace(options, draw=time.time_ns() // 1000)  # each check asks anew, whatever the ledger holds
     try:
         from ultra.analysts.llm import correspondent
     except ImportError as error:
