@@ -137,7 +137,7 @@ def test_why_miss_says_what_differs(
 
 
 def test_a_place_that_cannot_hold_a_ledger_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
+    (tmp_path / "file").write_text("no database" * 100)
     with pytest.raises(UltraError, match="--ledger"):
         Ledger(tmp_path / "file" / "ledger.sqlite")
     with pytest.raises(UltraError, match="--ledger"):

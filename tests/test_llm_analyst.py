@@ -77,7 +77,7 @@ def reply(change: Callable[[dict[str, object]], object], about: str = "identify"
     def behave(request: Request) -> Answer:
         content = good_content(request)
         if request.about == about and not request.again:
-            change(content)  # type: ignore[arg-type]
+            change(content)
         return Answer(json.dumps(content))
 
     return behave
@@ -102,7 +102,7 @@ def test_a_request_that_fails_once_is_repeated(collected: Path, tmp_path: Path, 
         run = local(collected, tmp_path / "a", server, timeout=1.0 if bad.delay else 5.0, concurrency=8)
         folder = annotate(run)
     assert len(load_advice(folder / "advice.jsonl")) == 6
-    states = [row.state for row in rows(run)]
+    states: list[str] = [row.state for row in rows(run)]
     assert states.count("answered") == 6
     received = bad.status == 200 and not bad.drop and not bad.delay
     failed = "unusable" if received else "lost" if bad.drop or bad.delay else "rejected"

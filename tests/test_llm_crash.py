@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -31,6 +32,7 @@ print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status = run(["identify", sys.argv[1], "--quiet"])
         os._exit(status or run(["advise", sys.argv[1], "--quiet"]))
     print(child, flush=True)
@@ -42,7 +44,7 @@ def test_twenty_kills_during_annotation_buy_nothing_twice(collected_many: Path, 
     rng = random.Random(4711)
 
     def behave(request: Request) -> Answer:
-        if request.about == "identify" and not request.again and "left out" not in request.text[:0]:
+        if request.about == "identify" and not request.again:
             # Every third conversation first gets an answer that is objected to: those are not bought twice either.
             content = good_content(request)
             if sum(request.text.encode()) % 3 == 0:
@@ -70,11 +72,12 @@ def test_twenty_kills_during_annotation_buy_nothing_twice(collected_many: Path, 
                 child = int(parent.stdout.readline())
                 if number < KILLS:
                     # A random number of requests after the start, and a random moment after that.
-                    wanted = before + rng.randint(0, 3)
+                    wanted = before + rng.randint(1, 4)
                     while len(server.requests) < wanted and Path(f"/proc/{child}").exists():
                         time.sleep(0.002)
                     time.sleep(rng.random() * 0.03)
-                    os.kill(child, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(child, signal.SIGKILL)
                 status = int(parent.stdout.readline())
                 kills += status == -signal.SIGKILL
                 if status == 0:

@@ -37,15 +37,20 @@ while time.time() < end:
     time.sleep(0.05)
 """
 
+COMMAND = """
+import sys
+from ultra.cli import run
+sys.exit(run(["identify", sys.argv[1]]) or run(["advise", sys.argv[1]]))
+"""
+
 
 def test_a_person_answers_through_files(collected: Path, tmp_path: Path) -> None:
     box = tmp_path / "box"
     run = copy_run(collected, tmp_path / "a", f"mailbox:{box}")
-    command = "from ultra.cli import run; import sys; sys.exit(run(['identify', sys.argv[1]]) or run(['advise', sys.argv[1]]))"
     person = subprocess.Popen([sys.executable, "-c", PERSON, str(box)])
     try:
         done = subprocess.run(
-            [sys.executable, "-c", command, str(run)], capture_output=True, text=True, timeout=100, check=False,
+            [sys.executable, "-c", COMMAND, str(run)], capture_output=True, text=True, timeout=100, check=False,
             env=os.environ,
         )  # fmt: skip
     finally:
@@ -66,4 +71,4 @@ def test_a_person_answers_through_files(collected: Path, tmp_path: Path) -> None
         assert ledger.spending().answers == 9
     # Without anybody there, a second run finds all answers again.
     again_run = copy_run(collected, tmp_path / "b", f"mailbox:{box}")
-    subprocess.run([sys.executable, "-c", command, str(again_run)], check=True, capture_output=True, timeout=60)
+    subprocess.run([sys.executable, "-c", COMMAND, str(again_run)], check=True, capture_output=True, timeout=60)

@@ -134,7 +134,7 @@ class LLMConfig:
     """Sampling temperature; by default the provider's own."""
     draw: int = 0
     """Which answer of several to the same question; another number asks anew."""
-    episode_tokens: int = 2600
+    episode_tokens: int = 2400
     """Length of an episode's text, in estimated tokens."""
     ledger: Annotated[str, arg(aliases=["--ledger"])] = ""
     """File of the ledger; default: `ULTRA_LEDGER`, or the user's own data folder."""

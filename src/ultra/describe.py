@@ -68,18 +68,19 @@ def choose_rows(episode: Trajectory, most: int) -> list[int]:
     return sorted(chosen)
 
 
-def _header(card: Card) -> str:
-    facts = [f"{fact.name}[{fact.unit}]" if fact.unit else fact.name for fact in card.facts]
-    return " | ".join(["t", *facts, "action", "reward", "value"])
+def _header(card: Card, space: ActionSpace) -> str:
+    actions = ["action"] if isinstance(space, Discrete) else [action.name for action in card.actions]
+    return ",".join(["t", *card.fact_names, *actions, "reward", "value"])
 
 
 def _row(episode: Trajectory, t: int, card: Card, space: ActionSpace) -> str:
+    """One step; commas without spaces cost the fewest tokens."""
     facts = [f"{value:.{fact.decimals}f}" for fact, value in zip(card.facts, episode.facts[t], strict=True)]
     if isinstance(space, Discrete):
-        action = card.actions[int(episode.actions[t])].name
+        actions = [card.actions[int(episode.actions[t])].name]
     else:
-        action = " ".join(f"{x:+.2f}" for x in space.clip(episode.actions[t]))
-    return " | ".join([str(t), *facts, action, f"{episode.rewards[t]:.3g}", f"{episode.values[t]:.1f}"])
+        actions = [f"{x:.2f}" for x in space.clip(episode.actions[t])]
+    return ",".join([str(t), *facts, *actions, f"{episode.rewards[t]:.3g}", f"{episode.values[t]:.1f}"])
 
 
 def describe_outcome(task: Task, episode: Trajectory) -> str:
@@ -111,7 +112,7 @@ def describe_episode(task: Task, episode: Trajectory, tokens: int) -> str:
         episode: what to describe.
         tokens: the text costs at most about so many.
     """
-    head = f"{describe_outcome(task, episode)}\n\n{_header(task.card)}\n"
+    head = f"{describe_outcome(task, episode)}\n\n{_header(task.card, task.action_space)}\n"
     sample = _row(episode, len(episode) // 2, task.card, task.action_space) + "\n"
     room = (tokens - count_tokens(head)) // count_tokens(sample)
     if room < len(episode):  # then most rows are followed by a remark on what is left out
@@ -131,9 +132,9 @@ def describe_window(task: Task, episode: Trajectory, t: int, before: int = 12, a
     first, last = max(0, t - before), min(len(episode), t + after)
     rows = []
     for step in range(first, last):
-        mark = "  <- critical" if step == t else ""
+        mark = " <- critical" if step == t else ""
         rows.append(_row(episode, step, task.card, task.action_space) + mark)
-    return _header(task.card) + "\n" + "\n".join(rows)
+    return _header(task.card, task.action_space) + "\n" + "\n".join(rows)
 
 
 def largest_facts(card: Card, episodes: Sequence[Trajectory], episode: int, t: int, count: int = 3) -> str:
