@@ -134,24 +134,6 @@ def mixed_branches(space: ActionSpace) -> list[Branch]:
     ]
 
 
-@pytest.mark.parametrize("space", [BUTTONS, FORCE], ids=str)
-def test_an_outcome_does_not_depend_on_its_company(space: ActionSpace) -> None:
-    """Bit by bit: alone, in any slot of any batch, in any order."""
-    policy, branches, discrete = walker(space), mixed_branches(space), space == BUTTONS
-    alone = [simulate(Walk(1, discrete=discrete), policy, [branch], GAMMA)[0] for branch in branches]
-    for size in (1, 2, 3, 7, 8, 13, 16):
-        together = simulate(Walk(size, discrete=discrete), policy, branches, GAMMA)
-        assert together == alone, f"a batch of {size} gives other outcomes"
-    assert simulate(Walk(5, discrete=discrete), policy, branches[::-1], GAMMA) == alone[::-1]
-
-
-def test_a_hoppers_outcome_does_not_depend_on_its_company(hopper: Task, hopper_policy: Policy) -> None:
-    branches = mixed_branches(hopper.action_space)
-    outcomes = [simulate(hopper.make_batch(size, 1), hopper_policy, branches, GAMMA) for size in (1, 3, 16)]
-    assert outcomes[0] == outcomes[1]
-    assert outcomes[0] == outcomes[2]
-
-
 def test_branches_with_the_same_seed_are_the_same(hopper: Task, hopper_policy: Policy) -> None:
     """Common random numbers: without a plan, both branches of a pair are one and the same."""
     batch = hopper.make_batch(8, 1)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from ultra.plans import Plan
 from ultra.tasks.batch import Snapshot
 
 Verdict = Literal["helps", "harms", "unclear"]
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -123,19 +124,9 @@ def load_advice(path: Path) -> list[Advice]:
     """Read advice.
 
     Raises:
-        RunDirectoryError: naming the line, if the file is damaged.
+        RunDirectoryError: if the file is missing, or naming the line, if it is damaged.
     """
-    advice = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise RunDirectoryError(f"no advice at {path}: run `ultra advise` first") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            advice.append(Advice.from_json(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunDirectoryError(f"{path}, line {number} is damaged ({error}): advise again") from error
-    return advice
+    return _load_lines(path, Advice.from_json, "advise")
 
 
 def save_states(states: Iterable[CriticalState], path: Path) -> None:
@@ -147,12 +138,27 @@ def load_states(path: Path) -> list[CriticalState]:
     """Read critical states.
 
     Raises:
-        RunDirectoryError: if the file is missing or damaged.
+        RunDirectoryError: if the file is missing, or naming the line, if it is damaged.
     """
+    return _load_lines(path, lambda value: CriticalState(**value), "identify")
+
+
+def _load_lines(path: Path, record: Callable[[Any], Record], verb: str) -> list[Record]:
+    """Read JSON Lines of one kind of record, which `ultra VERB` writes."""
     try:
-        return [CriticalState(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, TypeError) as error:
-        raise RunDirectoryError(f"no critical states at {path} ({error}): run `ultra identify` first") from error
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise RunDirectoryError(f"{path} is missing ({error.strerror}): run `ultra {verb}` first") from error
+    except UnicodeDecodeError as error:
+        raise RunDirectoryError(f"{path} is damaged ({error}): run `ultra {verb}` anew") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(record(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise RunDirectoryError(f"{path}, line {number} is damaged ({reason}): run `ultra {verb}` anew") from error
+    return records
 
 
 @dataclass(frozen=True)

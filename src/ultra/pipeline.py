@@ -179,9 +179,10 @@ class Refinement:
     def _finetune(self, number: int) -> None:
         config = self.config
         last_round = number == config.rounds
+        # Guidance first: bringing back critical states may cost steps of the same budget.
+        guidance = self._guidance(number) if config.method.startswith("ultra") else NoGuidance()
         share = self.budget.remaining if last_round else number * self._round_steps - self.budget.used
         folder = self.run.round(number)
-        guidance = self._guidance(number) if config.method.startswith("ultra") else NoGuidance()
         offset = self.budget.used
         with self.reporter.bar("train", share) as update:
             log = TrainingLog(self.run.path, offset, update)

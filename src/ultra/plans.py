@@ -40,7 +40,9 @@ class Plan:
     relative: bool = False
 
     def __post_init__(self) -> None:
-        if not self.segments or any(segment.steps < 1 for segment in self.segments):
+        if not self.segments or any(
+            not isinstance(segment.steps, int) or segment.steps < 1 for segment in self.segments
+        ):
             raise UltraError(f"a plan needs segments of at least one step each, not {self.segments}")
         if self.relative and isinstance(self.segments[0].action, int):
             raise UltraError("a plan of discrete actions cannot be relative")

@@ -10,7 +10,7 @@ from string import Template
 
 from ultra.advice import CriticalState, load_states
 from ultra.config import RefineConfig
-from ultra.describe import describe_episode, describe_window
+from ultra.describe import count_tokens, describe_episode, describe_window
 from ultra.errors import UltraError
 from ultra.pipeline import task_of
 from ultra.plans import MOST_CONTINUOUS_STEPS, MOST_DISCRETE_STEPS
@@ -40,8 +40,9 @@ def _fill(name: str, task: Task, values: dict[str, str]) -> str:
 
 
 def identify_prompt(task: Task, episode: Trajectory, count: int, tokens: int) -> str:
-    """Stage 2a: an episode, thinned to about `tokens` tokens, with the question for critical states."""
-    text = describe_episode(task, episode, tokens)
+    """Stage 2a: an episode and the question for critical states, thinned to about `tokens` tokens in all."""
+    around = count_tokens(_fill("identify", task, {"episode": "", "count": str(count)}))
+    text = describe_episode(task, episode, tokens - around)
     return _fill("identify", task, {"episode": text, "count": str(count)})
 
 

@@ -113,7 +113,8 @@ def simulate(
         watcher: sees every step.
 
     Returns:
-        One outcome for each branch, in order. An outcome does not depend on the other branches.
+        One outcome for each branch, in order. An outcome does not depend on the other branches; in a
+        batch of another size it may differ by rounding.
 
     Raises:
         DivergedError: if the environment returns a reward that is not finite.

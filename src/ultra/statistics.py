@@ -59,7 +59,7 @@ def difference_interval(new: Sequence[float], old: Sequence[float], confidence: 
         raise UltraError(f"an interval needs at least 2 values of each, not {len(a)} and {len(b)}")
     mean = float(a.mean() - b.mean())
     va, vb = float(a.var(ddof=1)) / len(a), float(b.var(ddof=1)) / len(b)
-    if va + vb == 0.0:
+    if (va + vb) ** 2 == 0.0:  # no spread, or one too small to be squared
         return Estimate(mean, mean, mean, len(a))
     freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
     width = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * math.sqrt(va + vb)
