@@ -191,6 +191,10 @@ def test_executed_advice_is_weighted_by_its_measured_advantage() -> None:
     guidance = guidance_of(book_of(*entries), BUTTONS)
     change = guidance.act(at(0, 10, 20, 99).astype(np.float32), at(0, 10, 20, 99), np.array([1, 1, 1, 1]))
     np.testing.assert_allclose(change.weights, [1, 0.25, 0.5, 0])
+    fading = guidance_of(book_of(*entries), BUTTONS, strength=0.5)
+    weights = np.max([fading.act(at(0, 10, 20, 99), at(0, 10, 20, 99), np.ones(4, np.int64)).weights], axis=0)
+    assert set(weights.tolist()) <= {0.5, 0.125, 0.25, 0.0}
+    assert weights.any()
 
 
 # Equation 2
@@ -255,6 +259,14 @@ def test_an_executed_plan_earns_its_whole_reward() -> None:
     assert gained == pytest.approx([LAMBDA * 0.8 / 3, LAMBDA * 0.8 / 3, LAMBDA * (0.8 - 0.4) / 3])
 
 
+def test_an_executed_change_is_followed_whatever_the_policy_did() -> None:
+    """Here the policy is about to do something else than at the critical state."""
+    entry = some_entry(0, Plan((Segment((0.1, 0.1)),), relative=True), [[1.0, 3.0]], repeat=0.0)
+    guidance = guidance_of(book_of(entry), FORCE, environments=1, lam=LAMBDA)
+    executed, _ = act(guidance, at(0), np.array([[-1.0, -1.0]], np.float32))
+    assert guidance.reward(at(0), executed, np.zeros(1))[0] == pytest.approx(LAMBDA * 0.8)
+
+
 def test_where_the_episode_had_ended_nothing_counts_as_repeated() -> None:
     gained = np.array(rewarded(PRESS, [1], BUTTONS, [1, 1, 1])) - 1
     assert gained == pytest.approx([LAMBDA * BETA * -0.4 / 3, 0, 0])
@@ -270,6 +282,7 @@ def test_rewards_elsewhere_stay_as_they_are() -> None:
 FORCES = st.tuples(st.floats(-1, 1), st.floats(-1, 3))
 
 
+@settings(deadline=None)
 @given(FORCES, FORCES)
 def test_likeness_is_one_for_equal_actions_and_falls_with_distance(
     one: tuple[float, float], other: tuple[float, float]
@@ -291,6 +304,7 @@ def test_likeness_of_worked_examples() -> None:
 # Annealing and restarts
 
 
+@settings(deadline=None)
 @given(fraction=st.floats(0, 1), until=st.floats(0.05, 1), strength=st.floats(0, 1))
 def test_the_strength_falls_linearly_to_zero(fraction: float, until: float, strength: float) -> None:
     guidance = guidance_of(book_of(), BUTTONS, strength=strength, anneal_until=until)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -29,12 +29,14 @@ def space_of(plan: Plan) -> ActionSpace:
     return BUTTONS if isinstance(plan.segments[0].action, int) else TORQUES
 
 
+@settings(deadline=None)
 @given(DISCRETE_PLANS | CONTINUOUS_PLANS)
 def test_plans_survive_their_storage(plan: Plan) -> None:
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
     plan.check(space_of(plan))
 
 
+@settings(deadline=None)
 @given(DISCRETE_PLANS | CONTINUOUS_PLANS)
 def test_a_plan_unrolls_into_one_action_for_each_step(plan: Plan) -> None:
     steps = [segment.action for segment in plan.segments for _ in range(segment.steps)]
@@ -95,6 +97,7 @@ def apply(
     return result
 
 
+@settings(deadline=None)
 @given(plans=st.lists(CONTINUOUS_PLANS, min_size=1, max_size=4), data=st.data())
 def test_changes_are_scaled_added_and_kept_inside_the_bounds(plans: list[Plan], data: st.DataObject) -> None:
     strengths = data.draw(st.lists(st.sampled_from([1.0, 0.5, 0.25]), min_size=len(plans), max_size=len(plans)))
@@ -108,6 +111,7 @@ def test_changes_are_scaled_added_and_kept_inside_the_bounds(plans: list[Plan], 
     assert found.dtype == np.float32
 
 
+@settings(deadline=None)
 @given(plans=st.lists(DISCRETE_PLANS, min_size=1, max_size=4), data=st.data())
 def test_buttons_replace_the_policys_own(plans: list[Plan], data: st.DataObject) -> None:
     row = data.draw(st.integers(0, len(plans) - 1))
@@ -122,6 +126,7 @@ def test_a_strength_is_for_changes_only() -> None:
     np.testing.assert_array_equal(apply([outright], [0.25], TORQUES, 0, 0, np.ones(2, np.float32)), [0.5, 1.0])
 
 
+@settings(deadline=None)
 @given(st.tuples(VALUES, VALUES))
 def test_no_change_changes_nothing(values: tuple[float, float]) -> None:
     own = TORQUES.clip(np.array(values, np.float32))

@@ -86,6 +86,7 @@ def test_exchanging_the_samples_turns_the_difference_round(new: list[float], old
     assert ahead.high == pytest.approx(-back.low, rel=1e-9, abs=1e-6)
 
 
+@settings(deadline=None)
 @given(SAMPLES)
 def test_more_confidence_takes_a_wider_interval(sample: list[float]) -> None:
     narrow, wide = mean_interval(sample, 0.8), mean_interval(sample, 0.99)
@@ -136,6 +137,7 @@ def test_the_interquartile_mean_of_worked_examples() -> None:
     assert interquartile_mean(np.array([1.0, 2.0, 3.0, 4.0, 100.0])) == 3.0  # a quarter of five is one
 
 
+@settings(deadline=None)
 @given(table=TABLES, shift=st.integers(-10, 10))
 def test_the_interquartile_mean_keeps_to_the_values(table: Array, shift: int) -> None:
     found = interquartile_mean(table)
@@ -158,11 +160,13 @@ def test_the_probability_of_improvement_of_a_worked_example() -> None:
     assert probability_of_improvement(new, old) == pytest.approx((3.5 / 4 + 0) / 2)
 
 
+@settings(deadline=None)
 @given(TABLES)
 def test_a_method_is_even_with_itself(table: Array) -> None:
     assert probability_of_improvement(table, table) == pytest.approx(0.5)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_improvements_both_ways_add_up_to_one(data: st.DataObject) -> None:
     """Also with another number of runs."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -239,6 +239,7 @@ def test_a_long_branch_is_cut_at_the_horizon() -> None:
     assert budget.used == 6
 
 
+@settings(deadline=None)
 @given(allowance=st.integers(0, 400), total=st.integers(1, 400), entries=st.integers(0, 6), relative=st.booleans())
 def test_the_allowance_is_never_exceeded(allowance: int, total: int, entries: int, relative: bool) -> None:
     """What comes first is tried first; what is left over stays unverified."""
@@ -255,6 +256,7 @@ def test_the_allowance_is_never_exceeded(allowance: int, total: int, entries: in
 # The parts of a verdict
 
 
+@settings(deadline=None)
 @given(st.integers(4, 300))
 def test_looks_double_up_to_the_most(most: int) -> None:
     sizes = looks(most)
@@ -264,6 +266,7 @@ def test_looks_double_up_to_the_most(most: int) -> None:
     assert len(sizes) <= 1 + math.ceil(math.log2(most / 4))
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-100, 100), min_size=4, max_size=20), st.integers(1, 6))
 def test_more_looks_take_a_wider_interval(differences: list[float], tries: int) -> None:
     values = np.array(differences)
