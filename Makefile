@@ -16,7 +16,7 @@ $(shell [ -x $(BIN)/python ] || rm -f $(VENV)/.installed-*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart install install-sb3 test lint format lock clean
+.PHONY: help quickstart install install-llm install-sb3 test lint format lock clean
 
 help: ## print this list
 	@echo 'usage: make TARGET [PYTHON=python3.12] [ARGS="..."]'
@@ -27,6 +27,8 @@ quickstart: $(VENV)/.installed-base ## refine a policy that ships with the packa
 	$(BIN)/ultra quickstart $(ARGS)
 
 install: $(VENV)/.installed-dev ## install ULTRA and the development tools into .venv
+
+install-llm: $(VENV)/.installed-llm ## add what talks to language models
 
 install-sb3: $(VENV)/.installed-sb3 ## add what reads and writes Stable-Baselines3 files (torch: large)
 
@@ -80,6 +82,9 @@ $(VENV)/.installed-base: $(INPUTS)
 
 $(VENV)/.installed-dev: $(INPUTS)
 	$(call pip_install,[dev])
+
+$(VENV)/.installed-llm: $(INPUTS)
+	$(call pip_install,[llm])
 
 $(VENV)/.installed-sb3: $(INPUTS)
 	$(call pip_install,[sb3])

@@ -115,6 +115,69 @@ class Advice:
         return cls(**fields)
 
 
+@dataclass(frozen=True)
+class Rule:
+    """Advice for every state where a guard holds, also such that no table has seen.
+
+    Rules are asked for, checked, kept and shown. Trying them in the simulator and training with
+    them is not built yet: nothing executes them.
+
+    Raises:
+        UltraError: if it suggests nothing, or its reward lies outside [-1, 1].
+    """
+
+    guard: str
+    """A condition over facts (`ultra.expression`), already checked against the task's card."""
+    plan: Plan | None
+    """What to do where it holds, or None."""
+    reward: float
+    """Implicit reward of the states where it holds, -1 to 1; 0 for none."""
+    explanation: str
+    source: str
+    """Who gave it."""
+    verification: Verification | None = None
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.reward <= 1:
+            raise UltraError(f"the reward of rule {self.guard!r} is {self.reward}, not in [-1, 1]")
+        if self.plan is None and self.reward == 0:
+            raise UltraError(f"rule {self.guard!r} suggests nothing: give it a plan or a reward other than 0")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "plan": self.plan.to_json() if self.plan else None}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Rule:
+        """Inverse of `to_json`."""
+        fields = dict(value)
+        found = fields["verification"]
+        fields |= {
+            "plan": Plan.from_json(fields["plan"]) if fields["plan"] else None,
+            "verification": Verification(**found) if found else None,
+        }
+        return cls(**fields)
+
+
+def save_rules(rules: Iterable[Rule], path: Path) -> None:
+    """Write rules as JSON Lines."""
+    write_atomically(path, "".join(json.dumps(rule.to_json()) + "\n" for rule in rules).encode())
+
+
+def load_rules(path: Path) -> list[Rule]:
+    """Read rules; an empty list if the analyst gave none.
+
+    Raises:
+        RunDirectoryError: if the file is damaged.
+    """
+    if not path.is_file():
+        return []
+    try:
+        return [Rule.from_json(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunDirectoryError(f"rules at {path} are damaged ({error}): advise again") from error
+
+
 def save_advice(advice: Iterable[Advice], path: Path) -> None:
     """Write advice as JSON Lines."""
     write_atomically(path, "".join(json.dumps(item.to_json()) + "\n" for item in advice).encode())

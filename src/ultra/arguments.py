@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from tyro.conf import Positional
 
-from ultra.config import RefineConfig, TrainConfig
+from ultra.config import LLMConfig, RefineConfig, TrainConfig
 
 Settings = TypeVar("Settings", RefineConfig, TrainConfig)
 
@@ -103,14 +103,76 @@ class ReportArguments:
 
 @dataclass(frozen=True)
 class PromptArguments:
-    """Print what a language model would be sent for an episode: any chat window can be given it."""
+    """Print exactly what a language model is sent for an episode: any chat window can be given it."""
 
     run: Positional[Path]
     """Run directory."""
     episode: int = 0
     """Which of the collected episodes."""
-    tokens: int = 5000
-    """Budget of the identification prompt, in estimated tokens."""
+    round: int = 0
+    """Round; 0 is the last one that has been collected."""
+    count: bool = False
+    """Print the estimated tokens of all episodes' prompts instead of the prompts."""
+
+
+@dataclass(frozen=True)
+class CheckArguments:
+    """Send one tiny structured request and say what works: output mode, latency, tokens, price.
+
+    Example: ultra llm check local/qwen3 --base-url http://127.0.0.1:11434/v1
+    """
+
+    model: Positional[str]
+    """PROVIDER/MODEL, with or without `llm:` before it."""
+    llm: LLMConfig = field(default_factory=LLMConfig)
+
+
+@dataclass(frozen=True)
+class LedgerArguments:
+    """The requests and answers in the ledger, oldest first."""
+
+    ledger: Path | None = None
+    """File of the ledger; default: `ULTRA_LEDGER`, or the user's own data folder."""
+    run: Path | None = None
+    """Only requests of this run directory."""
+    json: bool = False
+    """Print JSON Lines."""
+
+
+@dataclass(frozen=True)
+class LedgerExportArguments:
+    """Write answers as JSON Lines, for `import` and for `--analyst recorded:FILE`."""
+
+    out: Positional[Path]
+    """File to write."""
+    ledger: Path | None = None
+    """File of the ledger; default: `ULTRA_LEDGER`, or the user's own data folder."""
+    run: Path | None = None
+    """Only answers that this run directory bought."""
+    model: str | None = None
+    """Only answers of this model, as it was named in PROVIDER/MODEL."""
+
+
+@dataclass(frozen=True)
+class LedgerImportArguments:
+    """Take the answers of an export into the ledger; those that it has already are left alone."""
+
+    file: Positional[Path]
+    """An export."""
+    ledger: Path | None = None
+    """File of the ledger; default: `ULTRA_LEDGER`, or the user's own data folder."""
+
+
+@dataclass(frozen=True)
+class WhyMissArguments:
+    """For each question of a run that has no answer yet: what differs from the nearest one that has."""
+
+    run: Positional[Path]
+    """Run directory."""
+    ledger: Path | None = None
+    """File of the ledger; default: the run's own, `ULTRA_LEDGER`, or the user's own data folder."""
+    against: Path | None = None
+    """Compare with this export instead."""
 
 
 @dataclass(frozen=True)

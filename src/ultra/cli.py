@@ -37,7 +37,11 @@ the stages of `refine` one by one, on its run directory:
   advise       2. suggest what to do there
   verify       3. try every advice in the simulator
   finetune     4. train with the advice as guidance
-  prompt       print what a language model would be sent
+  prompt       print what a language model is sent
+
+language models as analysts (`--analyst llm:PROVIDER/MODEL`):
+  llm check    send one tiny request and say what works
+  ledger       list | cost | export | import | why-miss: every request and answer, none bought twice
 
 everywhere: --quiet (no progress), --traceback (full errors). Commands that are repeated continue
 where they stopped. Exit status: 0 done, 2 bad usage or input, 3 language model out of reach,
@@ -93,6 +97,8 @@ def _verbs() -> dict[str, Callable[[list[str]], int]]:
         "evaluate": _evaluate,
         "report": _report,
         "prompt": _prompt,
+        "llm": _group("llm"),
+        "ledger": _group("ledger"),
     }
 
 
@@ -235,6 +241,7 @@ def _stage_verb(stage: str) -> Callable[[list[str]], int]:
         folder = api.run_stage(options.run, stage, _reporter(options.quiet))
         if stage in ("advise", "verify"):
             _print_advice(folder / ("advice.jsonl" if stage == "advise" else "verified.jsonl"))
+            _print_rules(folder / "rules.jsonl")
         if stage == "finetune" and (options.run / "result.json").is_file():
             _print_result(Run.open(options.run).read_result(), options.run)
         print(folder)
@@ -249,6 +256,15 @@ def _print_advice(path: Path) -> None:
 
     for item in load_advice(path):
         print(explain(item), end="\n\n")
+
+
+def _print_rules(path: Path) -> None:
+    from ultra.advice import load_rules
+    from ultra.reporting import explain_rules
+
+    text = explain_rules(load_rules(path))
+    if text:
+        print(text, end="\n\n")
 
 
 def _evaluate(arguments: list[str]) -> int:
@@ -285,9 +301,34 @@ def _prompt(arguments: list[str]) -> int:
     options = _parse(PromptArguments, "prompt", arguments)
     from ultra.prompt import prompts_of_run
 
-    for title, text in prompts_of_run(options.run, options.episode, options.tokens):
+    if options.count:
+        from ultra.verbs import print_token_counts
+
+        return print_token_counts(options.run, options.round)
+    for title, text in prompts_of_run(options.run, options.episode, options.round):
         print(f"===== {title} =====\n\n{text}\n")
     return 0
+
+
+def _group(name: str) -> Callable[[list[str]], int]:
+    """A verb with verbs of its own, in `ultra.verbs`."""
+
+    def verb(arguments: list[str]) -> int:
+        from ultra.verbs import GROUPS
+
+        known = GROUPS[name]
+        part, *rest = arguments or ["--help"]
+        if part in ("--help", "-h"):
+            print(f"usage: ultra {name} {{{','.join(known)}}} [options]")
+            for word, (kind, _) in known.items():
+                print(f"  {word:<9} {(kind.__doc__ or '').strip().splitlines()[0]}")
+            return 0
+        if part not in known:
+            raise UltraError(f"unknown verb {part!r}: one of {', '.join(known)}")
+        kind, act = known[part]
+        return act(_parse(kind, f"{name} {part}", rest))
+
+    return verb
 
 
 def _quickstart(arguments: list[str]) -> int:

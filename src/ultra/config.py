@@ -105,6 +105,55 @@ class AnalyseConfig:
 
 
 @dataclass(frozen=True)
+class LLMConfig:
+    """Language models as analysts (`--analyst llm:...`, `mailbox:DIR`, `recorded:FILE`)."""
+
+    base_url: Annotated[str, arg(aliases=["--base-url"])] = ""
+    """Address of the server's API; needed for `llm:local/MODEL`, for instance http://127.0.0.1:11434/v1."""
+    output_mode: Annotated[Literal["native", "tool", "prompted"], arg(aliases=["--output-mode"])] = "native"
+    """How JSON is asked for: the provider's own schemas, a tool call, or the prompt alone."""
+    budget: Annotated[float, arg(aliases=["--llm-budget"])] = 5.0
+    """US dollars that the run may spend; reserved before a request is sent. 0: no limit in money."""
+    tokens: Annotated[int, arg(aliases=["--llm-tokens"])] = 2_000_000
+    """Tokens, in and out, that the run may spend; the limit that holds where no price is known. 0: no limit."""
+    price_input: float = -1.0
+    """US dollars for a million input tokens, where the built-in price is missing or wrong."""
+    price_output: float = -1.0
+    """US dollars for a million output tokens."""
+    concurrency: int = 4
+    """Requests under way at once."""
+    timeout: float = 180.0
+    """Seconds for one try."""
+    attempts: int = 5
+    """Tries of a request that is declined for the moment or lost."""
+    longest_wait: float = 120.0
+    """Longest wait in seconds that a server may ask for (Retry-After)."""
+    max_tokens: int = 8192
+    """Longest answer in tokens, reasoning included."""
+    temperature: float | None = None
+    """Sampling temperature; by default the provider's own."""
+    draw: int = 0
+    """Which answer of several to the same question; another number asks anew."""
+    episode_tokens: int = 2400
+    """Length of an episode's text, in estimated tokens."""
+    ledger: Annotated[str, arg(aliases=["--ledger"])] = ""
+    """File of the ledger; default: `ULTRA_LEDGER`, or the user's own data folder."""
+
+    def __post_init__(self) -> None:
+        for name in ("budget", "tokens", "longest_wait", "draw"):
+            _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        for name in ("concurrency", "attempts", "max_tokens"):
+            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _check(self.timeout > 0, "timeout", self.timeout, "positive")
+        _check(self.episode_tokens >= 300, "episode_tokens", self.episode_tokens, "at least 300")
+        one_price = (self.price_input < 0) != (self.price_output < 0)
+        _check(not one_price, "price_output", self.price_output, "given together with --llm.price-input")
+        _check(
+            bool(self.budget or self.tokens), "llm_tokens", self.tokens, "positive where --llm-budget is 0 (no limit)"
+        )
+
+
+@dataclass(frozen=True)
 class VerifyConfig:
     """Stage 3: every advice is tried in the simulator before it is trained on."""
 
@@ -173,7 +222,8 @@ class RefineConfig:
     method: Method = "ultra-ra"
     """`none` only evaluates; `ppo` fine-tunes plainly; `ultra-*` use advice on actions, rewards or both."""
     analyst: str = "search"
-    """Who reads the episodes: `search` (simulated branches, no language model) or `random` (the control)."""
+    """Who reads the episodes: `search` (simulated branches, no language model), `random` (the control),
+    `llm:PROVIDER/MODEL`, `mailbox:DIR` (any chat window) or `recorded:FILE` (answers of a ledger export)."""
     steps: int = 200_000
     """The whole budget of environment steps: collection, analysis, verification and training."""
     seed: int = 0
@@ -186,6 +236,7 @@ class RefineConfig:
     """Cores for stepping environments; 0 uses all."""
     collect: CollectConfig = field(default_factory=CollectConfig)
     analyse: AnalyseConfig = field(default_factory=AnalyseConfig)
+    llm: LLMConfig = field(default_factory=LLMConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)

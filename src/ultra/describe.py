@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,13 +13,19 @@ from ultra.tasks.card import Card
 from ultra.tasks.task import Task
 from ultra.trajectories import Trajectory
 
-CHARACTERS_PER_TOKEN = 2.2
-"""Rows of numbers cost about one token for so many characters (a cautious estimate)."""
+_PIECE = re.compile(r"[^\W\d_]{1,7}|\d{1,3}|[^\w\s]|_|\n")
+"""What current tokenizers make of text, roughly: pieces of words, up to three digits, single signs."""
+
+MOST_EVENTS = 50
+"""Rewards that stand out are listed if there are no more than these."""
 
 
 def count_tokens(text: str) -> int:
-    """Estimate the tokens of a text; numbers split into more tokens than words do."""
-    return int(np.ceil(len(text) / CHARACTERS_PER_TOKEN))
+    """Estimate the tokens of a text.
+
+    A cautious count: tokenizers differ, and most of them join some of these pieces.
+    """
+    return sum(1 for _ in _PIECE.finditer(text))
 
 
 def salience(episode: Trajectory) -> NDArray[np.float64]:
@@ -34,13 +41,24 @@ def salience(episode: Trajectory) -> NDArray[np.float64]:
     return result
 
 
+RUN_UP = (0, 4, 8, 12, 18, 24, 32)
+"""Steps before a reward that stands out which are shown with it, as far as there is room."""
+
+
 def choose_rows(episode: Trajectory, most: int) -> list[int]:
-    """Steps to show, at most `most`: both ends, salient steps, and an even spread over the rest."""
+    """Steps to show, at most `most`: both ends, the way to rewards that stand out, salient steps, an even spread."""
     steps = len(episode)
     if steps <= most:
         return list(range(steps))
-    ends = {*range(min(3, most)), *range(max(0, steps - most // 4), steps)}
+    tail = most // 4 if episode.terminated else min(3, most)
+    ends = {*range(min(3, most)), *range(max(0, steps - tail), steps)}
     chosen = set(sorted(ends)[-most:])
+    events = np.flatnonzero(np.abs(episode.rewards - np.median(episode.rewards)) > 1e-9)
+    if 0 < len(events) <= MOST_EVENTS:
+        for before in RUN_UP:
+            for t in events[events >= before] - before:
+                if len(chosen) < most * 3 // 4:
+                    chosen.add(int(t))
     order = np.argsort(-salience(episode), kind="stable").tolist()
     for t in order[: max(0, (most - len(chosen)) // 2)]:
         chosen.add(t)
@@ -50,18 +68,40 @@ def choose_rows(episode: Trajectory, most: int) -> list[int]:
     return sorted(chosen)
 
 
-def _header(card: Card) -> str:
-    facts = [f"{fact.name}[{fact.unit}]" if fact.unit else fact.name for fact in card.facts]
-    return " | ".join(["t", *facts, "action", "reward", "value"])
+def _header(card: Card, space: ActionSpace) -> str:
+    actions = ["action"] if isinstance(space, Discrete) else [action.name for action in card.actions]
+    return ",".join(["t", *card.fact_names, *actions, "reward", "value"])
 
 
 def _row(episode: Trajectory, t: int, card: Card, space: ActionSpace) -> str:
+    """One step; commas without spaces cost the fewest tokens."""
     facts = [f"{value:.{fact.decimals}f}" for fact, value in zip(card.facts, episode.facts[t], strict=True)]
     if isinstance(space, Discrete):
-        action = card.actions[int(episode.actions[t])].name
+        actions = [card.actions[int(episode.actions[t])].name]
     else:
-        action = " ".join(f"{x:+.2f}" for x in space.clip(episode.actions[t]))
-    return " | ".join([str(t), *facts, action, f"{episode.rewards[t]:.2f}", f"{episode.values[t]:.1f}"])
+        actions = [f"{x:.2f}" for x in space.clip(episode.actions[t])]
+    return ",".join([str(t), *facts, *actions, f"{episode.rewards[t]:.3g}", f"{episode.values[t]:.1f}"])
+
+
+def describe_outcome(task: Task, episode: Trajectory) -> str:
+    """What happened in all: length, return, how it ended, and the rewards that stand out, if they are few."""
+    last = ", ".join(
+        f"{fact.name} {value:.{fact.decimals}f}" for fact, value in zip(task.card.facts, episode.facts[-1], strict=True)
+    )
+    lines = [
+        f"The episode lasted {len(episode)} steps with a return of {episode.total_reward:.2f}; {episode.end()}.",
+        f"After the last step: {last}.",
+    ]
+    events = np.flatnonzero(np.abs(episode.rewards - np.median(episode.rewards)) > 1e-9)
+    if 0 < len(events) <= MOST_EVENTS:
+        for reward in sorted(set(episode.rewards[events].round(3).tolist())):
+            times = events[np.abs(episode.rewards[events] - reward) < 1e-3]
+            lines.append(f"Reward {reward:+g} at t = {', '.join(map(str, times))}.")
+    return "\n".join(lines)
+
+
+def _left_out(steps: int) -> str:
+    return f"... {steps} left out\n"
 
 
 def describe_episode(task: Task, episode: Trajectory, tokens: int) -> str:
@@ -72,18 +112,17 @@ def describe_episode(task: Task, episode: Trajectory, tokens: int) -> str:
         episode: what to describe.
         tokens: the text costs at most about so many.
     """
-    head = (
-        f"The episode lasted {len(episode)} steps with a return of {episode.total_reward:.2f}; {episode.end()}."
-        f"\n\n{_header(task.card)}\n"
-    )
-    sample = _row(episode, len(episode) // 2, task.card, task.action_space)
-    room = max(4, (tokens - count_tokens(head) - 40) // count_tokens(sample + "\n"))
+    head = f"{describe_outcome(task, episode)}\n\n{_header(task.card, task.action_space)}\n"
+    sample = _row(episode, len(episode) // 2, task.card, task.action_space) + "\n"
+    room = (tokens - count_tokens(head)) // count_tokens(sample)
+    if room < len(episode):  # then most rows are followed by a remark on what is left out
+        room = (tokens - count_tokens(head)) // count_tokens(sample + _left_out(100))
+    room = max(4, room)
     rows = choose_rows(episode, room)
     lines: list[str] = []
     for before, t in zip([-1, *rows], rows, strict=False):
         if t > before + 1:
-            left_out = t - before - 1
-            lines.append(f"... {left_out} {'step' if left_out == 1 else 'steps'} left out ...")
+            lines.append(_left_out(t - before - 1).rstrip())
         lines.append(_row(episode, t, task.card, task.action_space))
     return head + "\n".join(lines)
 
@@ -93,9 +132,9 @@ def describe_window(task: Task, episode: Trajectory, t: int, before: int = 12, a
     first, last = max(0, t - before), min(len(episode), t + after)
     rows = []
     for step in range(first, last):
-        mark = "  <- critical" if step == t else ""
+        mark = " <- critical" if step == t else ""
         rows.append(_row(episode, step, task.card, task.action_space) + mark)
-    return _header(task.card) + "\n" + "\n".join(rows)
+    return _header(task.card, task.action_space) + "\n" + "\n".join(rows)
 
 
 def largest_facts(card: Card, episodes: Sequence[Trajectory], episode: int, t: int, count: int = 3) -> str:

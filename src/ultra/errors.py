@@ -31,3 +31,9 @@ class BudgetExceededError(UltraError):
 
 class WorkerError(RuntimeError):
     """An environment worker process failed; the message holds its traceback."""
+
+
+class LanguageModelError(UltraError):
+    """A language model that could not be reached, or that refuses the key or the request."""
+
+    exit_status = 3

@@ -38,6 +38,7 @@ from ultra.statistics import difference_interval
 from ultra.tasks import Task, get_task
 from ultra.tasks.batch import Batch
 from ultra.trajectories import Episodes, save_trajectory
+from ultra.usage import usage_of
 from ultra.verification import Bench, audit, verify
 
 BRANCHES_TOGETHER = 64
@@ -139,7 +140,7 @@ class Refinement:
         self.reporter.say(f"          {len(trajectories)} episodes, mean return {mean:.1f} (actions sampled)")
 
     def _identify(self, number: int) -> None:
-        with self._case(number, "identify") as case:
+        with self.case(number, "identify") as case:
             states = get_analyst(self.config.analyst).identify(case)
         if not states:
             raise UltraError(f"analyst {self.config.analyst!r} found no critical state: raise --analyse.share")
@@ -147,7 +148,7 @@ class Refinement:
 
     def _advise(self, number: int) -> None:
         states = load_states(self.run.round(number) / "states.jsonl")
-        with self._case(number, "advise") as case:
+        with self.case(number, "advise") as case:
             advice = get_analyst(self.config.analyst).advise(case, states)
         for item in advice:
             item.plan.check(self.task.action_space)
@@ -156,7 +157,7 @@ class Refinement:
     def _verify(self, number: int) -> None:
         advice = load_advice(self.run.round(number) / "advice.jsonl")
         if self.config.guidance.trust == "helps" and advice:
-            with self._case(number, "verify") as case:
+            with self.case(number, "verify") as case:
                 entries = self._entries(case, advice)
                 bench = Bench(
                     case.batch,
@@ -238,7 +239,7 @@ class Refinement:
             "returns": {"start": start_returns.tolist(), "last": last_returns.tolist()},
             "budget": self.budget.as_dict(),
             "audit": self._audit(),
-            "llm": {"used": False, "requests": 0, "tokens": 0, "cost": 0.0},
+            "llm": usage_of(self.run),
             "versions": versions(),
         }
         write_json(self.run.result, result)
@@ -261,7 +262,8 @@ class Refinement:
             return load_policy(self.run.path / "policy" / "start")
         return load_policy(self.run.round(number - 1) / "policy")
 
-    def _case(self, number: int, stage: str) -> _CaseContext:
+    def case(self, number: int, stage: str) -> _CaseContext:
+        """What an analyst is given in a stage of a round, as a context."""
         return _CaseContext(self, number, stage)
 
     def _entries(self, case: Case, advice: list[Advice]) -> list[Entry]:
@@ -274,9 +276,17 @@ class Refinement:
             entries.append(Entry(item, episode.facts[t], case.snapshot(item.state), taken))
         return entries
 
+    def _failed(self, number: int) -> list[Advice]:
+        """Advice of the round before that was tried and did not help, the most harmful first."""
+        path = self.run.path / f"round-{number - 1}" / "verified.jsonl"
+        if number == 1 or not path.is_file():
+            return []
+        tried = [(item.verification.advantage, item) for item in load_advice(path) if item.verification is not None]
+        return [item for _, item in sorted(tried, key=lambda pair: pair[0]) if item.verdict != "helps"]
+
     def _guidance(self, number: int) -> Guidance:
         config = self.config
-        with self._case(number, "finetune") as case:
+        with self.case(number, "finetune") as case:
             advice = load_advice(self.run.round(number) / "verified.jsonl")
             columns = self.task.card.matched
             scale, radius = calibrate([episode.facts for episode in case.episodes], columns)
@@ -331,6 +341,10 @@ class _CaseContext:
             allowance=int(config.analyse.share * own._round_steps),
             rng=own._rng(self._number, self._stage),
             progress=lambda text: own.reporter.say(title + text),
+            llm=config.llm,
+            folder=own.run.round(self._number),
+            run=own.run.identity,
+            failed=own._failed(self._number),
         )
 
     def __exit__(self, *error: object) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ultra.advice import Advice, load_advice
+from ultra.advice import Advice, Rule, load_advice, load_rules
 from ultra.files import write_atomically, write_json
 from ultra.run import Run, read_curve
+from ultra.usage import describe_usage
 
 COLUMNS = ("task", "method", "analyst", "seed", "start", "last", "last_low", "last_high", "improved", "steps")
 
@@ -128,6 +129,24 @@ def explain(item: Advice) -> str:
     return "\n".join(lines)
 
 
+def rules_of(run: Run) -> list[Rule]:
+    """All rules of a run."""
+    numbers = range(1, run.config.rounds + 1)
+    return [rule for number in numbers for rule in load_rules(run.path / f"round-{number}" / "rules.jsonl")]
+
+
+def explain_rules(rules: Sequence[Rule]) -> str:
+    """Rules as text; empty if there are none."""
+    if not rules:
+        return ""
+    lines = ["Rules (kept and shown only: verifying rules and training with them is not built yet)"]
+    for rule in rules:
+        steps = f"; a plan of {len(rule.plan)} steps" if rule.plan else ""
+        reward = f"; reward {rule.reward:+g}" if rule.reward else ""
+        lines.append(f"  Where {rule.guard}{steps}{reward}: {rule.explanation}")
+    return "\n".join(lines)
+
+
 def write_report(runs: Sequence[Run], out: Path) -> Path:
     """Write `runs.csv`, `runs.json`, `table.md`, `curves.png` and `report.html`.
 
@@ -160,6 +179,9 @@ def _page(
     body = "".join(cells(row, "td") for row in table[1])
     picture = base64.b64encode(image.read_bytes()).decode()
     advice = "\n\n".join(explain(item) for run in runs for item in advice_of(run)) or "This method uses no advice."
+    rules = explain_rules([rule for run in runs for rule in rules_of(run)])
+    advice = f"{advice}\n\n{rules}" if rules else advice
+    usage = "\n".join(f"{label(result)}: {describe_usage(result.get('llm', {}))}" for result in results)
     raw = html.escape(json.dumps(results, indent=2))
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>ULTRA: {html.escape(results[0]["task"])}</title>
@@ -176,6 +198,8 @@ padding: 1rem }}
 <p><img alt="Learning curves" src="data:image/png;base64,{picture}"></p>
 <h2>Critical states and advice</h2>
 <pre>{html.escape(advice)}</pre>
+<h2>Language model</h2>
+<pre>{html.escape(usage)}</pre>
 <details><summary>Results as JSON</summary><pre>{raw}</pre></details>
 </html>
 """

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import platform
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from ultra.config import (
     CollectConfig,
     EvaluateConfig,
     GuidanceConfig,
+    LLMConfig,
     PPOConfig,
     RefineConfig,
     TrainConfig,
@@ -29,8 +31,11 @@ from ultra.files import write_atomically, write_json
 STAGES = ("collect", "identify", "advise", "verify", "finetune")
 """Stages of one round, in order."""
 
-_IRRELEVANT = ("workers",)
-"""Settings that may differ when a command is repeated: they do not change the result."""
+_IRRELEVANT = (
+    "workers", "llm.budget", "llm.tokens", "llm.price_input", "llm.price_output", "llm.concurrency",
+    "llm.timeout", "llm.attempts", "llm.longest_wait", "llm.ledger",
+)  # fmt: skip
+"""Settings that may differ when a command is repeated: they do not change the result. The new ones hold."""
 
 
 def versions() -> dict[str, str]:
@@ -47,7 +52,7 @@ def settings_from_dict(kind: type[Any], value: Mapping[str, Any]) -> Any:
     """
     sections = {
         "collect": CollectConfig, "analyse": AnalyseConfig, "verify": VerifyConfig,
-        "guidance": GuidanceConfig, "ppo": PPOConfig, "evaluate": EvaluateConfig,
+        "guidance": GuidanceConfig, "llm": LLMConfig, "ppo": PPOConfig, "evaluate": EvaluateConfig,
     }  # fmt: skip
     known = {field.name for field in fields(kind)}
     unknown = sorted(set(value) - known)
@@ -126,6 +131,8 @@ class Run:
                         f"{path} belongs to another command: there {name} is {old.get(name)}, here {new[name]}; "
                         "choose another --out, or repeat that command to continue it"
                     )
+            run.config = config
+            run._write()
             return run
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunDirectoryError(f"{path} exists and is not a run directory: choose another --out")
@@ -172,6 +179,14 @@ class Run:
         path = self.path / f"round-{number}"
         path.mkdir(exist_ok=True)
         return path
+
+    @property
+    def identity(self) -> str:
+        """A name of this run that no other has, under which the ledger keeps its requests."""
+        path = self.path / "identity"
+        if not path.is_file():
+            write_atomically(path, secrets.token_hex(8).encode())
+        return path.read_text(encoding="utf-8")
 
     @property
     def curve(self) -> Path:

@@ -12,6 +12,9 @@ __all__ = ["ANALYSTS", "Analyst", "Case", "get_analyst"]
 ANALYSTS = {
     "search": "simulated branches over alternative plans; no language model",
     "random": "random states and random plans, the control",
+    "llm:PROVIDER/MODEL": "a language model: openai, anthropic, google, or local with --base-url",
+    "mailbox:DIR": "prompts and answers as files: any chat window, or a person",
+    "recorded:FILE": "answers of a ledger export",
 }
 
 
@@ -21,6 +24,7 @@ def get_analyst(name: str) -> Analyst:
     Raises:
         UltraError: if there is no such analyst; the closest name is offered.
     """
+    kind, _, rest = name.partition(":")
     if name == "search":
         from ultra.analysts.search import SearchAnalyst
 
@@ -29,6 +33,18 @@ def get_analyst(name: str) -> Analyst:
         from ultra.analysts.random import RandomAnalyst
 
         return RandomAnalyst()
+    if kind == "llm":
+        from ultra.analysts.llm.analyst import llm_analyst
+
+        return llm_analyst(rest)
+    if kind == "mailbox":
+        from ultra.analysts.mailbox import mailbox_analyst
+
+        return mailbox_analyst(rest)
+    if kind == "recorded":
+        from ultra.analysts.recorded import recorded_analyst
+
+        return recorded_analyst(rest)
     close = difflib.get_close_matches(name, ANALYSTS, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known analysts: {', '.join(ANALYSTS)}"
     raise UltraError(f"unknown analyst {name!r}: {hint}")

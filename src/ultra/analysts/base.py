@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from ultra.advice import Advice, CriticalState
 from ultra.budget import StepBudget
-from ultra.config import AnalyseConfig
+from ultra.config import AnalyseConfig, LLMConfig
 from ultra.policy import Policy
 from ultra.tasks.batch import Batch, Snapshot
 from ultra.tasks.task import Task
@@ -37,6 +38,14 @@ class Case:
     rng: np.random.Generator
     progress: Callable[[str], None] = lambda text: None
     """Told in a few words what is being done."""
+    llm: LLMConfig = field(default_factory=LLMConfig)
+    """For analysts that are language models."""
+    folder: Path = Path()
+    """The round's folder, for files of the analyst's own."""
+    run: str = ""
+    """The run's identity in the ledger."""
+    failed: Sequence[Advice] = ()
+    """Advice of the round before that did not help, with what happened when it was tried."""
 
     def snapshot(self, state: CriticalState) -> Snapshot:
         """The complete state behind a critical state; replayed steps are charged."""

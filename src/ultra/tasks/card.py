@@ -54,6 +54,8 @@ class Card:
     reward: str
     facts: tuple[Fact, ...]
     actions: tuple[ActionMeaning, ...]
+    worked_case: str = ""
+    """An example of good reasoning for prompts: the name of a shipped one (`ultra/prompts/cases`) or a text."""
 
     def __post_init__(self) -> None:
         for kind, names in (
@@ -106,6 +108,7 @@ def load_card(path: Path) -> Card:
             reward=raw["reward"].strip(),
             facts=tuple(Fact(**fact) for fact in raw["facts"]),
             actions=tuple(ActionMeaning(**action) for action in raw["actions"]),
+            worked_case=raw.get("worked_case", "").strip(),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise UltraError(f"card {path}: missing or misspelt field: {error}") from error

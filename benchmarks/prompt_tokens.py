@@ -1,0 +1,56 @@
+"""Estimated input tokens of language-model analysts, for every task: 20 episodes, both prompts.
+
+    python benchmarks/prompt_tokens.py
+
+Two critical states an episode are assumed. Pong and Hopper play the shipped policies, the others
+untrained ones. Prints a table in Markdown (docs/llm.md holds it).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ultra.advice import CriticalState
+from ultra.analysts.questions import Brief, advise_question, identify_question
+from ultra.collection import collect
+from ultra.config import LLMConfig
+from ultra.describe import count_tokens
+from ultra.effects import measure
+from ultra.policy import Architecture, create_policy, load_policy
+from ultra.quickstart import POLICIES
+from ultra.tasks import get_task
+
+EPISODES = 20
+LONGEST = {"pong": 1000}
+"""Pong is cut, as a collection with a share of the budget does."""
+
+
+def main() -> None:
+    print("| task | steps an episode | identify | advise | an episode | 20 episodes | effects: steps |")
+    print("|---|---|---|---|---|---|---|")
+    for name in ("pong", "hopper", "walker2d", "halfcheetah", "reacher"):
+        task = get_task(name)
+        shipped = POLICIES / name
+        architecture = Architecture(task.observation_size, task.action_space)
+        policy = load_policy(shipped) if shipped.is_dir() else create_policy(architecture, np.random.default_rng(0))
+        episodes = collect(task, policy, list(range(EPISODES)), 0.99, longest=LONGEST.get(name))
+        effects = measure(task, policy, episodes, 10_000)
+        brief = Brief(task, effects, 2 * EPISODES, EPISODES, LLMConfig().episode_tokens)
+        identify, advise = [], []
+        for index, episode in enumerate(episodes):
+            steps = len(episode)
+            text = "ball_dy +8 at ball_x 80, paddle_y 60: the agent held UP although the ball came in below it."
+            states = [CriticalState(index, steps * part // 3, 0.5, text) for part in (1, 2)]
+            identify.append(count_tokens(identify_question(brief, index, episode).text))
+            advise.append(count_tokens(advise_question(brief, index, episode, states).text))
+        length = np.mean([len(episode) for episode in episodes])
+        each = np.mean(identify) + np.mean(advise)
+        print(
+            f"| {name} | {length:.0f} | {np.mean(identify):,.0f} | {np.mean(advise):,.0f} | {each:,.0f} "
+            f"| {sum(identify) + sum(advise):,} | {effects.cost if effects else 0} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

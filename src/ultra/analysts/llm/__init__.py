@@ -1,0 +1,1 @@
+"""Language models as analysts: `llm:PROVIDER/MODEL`. Everything heavy is imported when it is used."""

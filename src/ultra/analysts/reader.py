@@ -1,0 +1,148 @@
+"""The analyst that reads: it describes episodes in words, asks a correspondent, and checks the answers.
+
+Language models, people at a mailbox and recordings differ only in who answers. Episodes are asked
+about together; all critical states of one episode go into one request for advice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import Any, TypeVar
+
+from ultra.advice import Advice, CriticalState, Rule, save_rules
+from ultra.analysts.base import Case
+from ultra.analysts.conversation import Correspondent, Exchange, Parsed, Question, ask
+from ultra.analysts.questions import Brief, advise_question, identify_question
+from ultra.analysts.schema import read_advice, read_states
+from ultra.effects import Effects, measure
+from ultra.errors import UltraError
+from ultra.files import write_json
+
+EFFECTS = "effects.json"
+RULES = "rules.jsonl"
+
+Result = TypeVar("Result")
+Open = Callable[[Case], AbstractAsyncContextManager[Correspondent]]
+
+
+class ReadingAnalyst:
+    """Asks a correspondent about episodes.
+
+    Args:
+        name: as on the command line.
+        open_correspondent: makes who answers; closed when a stage ends.
+    """
+
+    def __init__(self, name: str, open_correspondent: Open) -> None:
+        self.name = name
+        self._open = open_correspondent
+
+    def identify(self, case: Case) -> list[CriticalState]:
+        """Ask for the critical states of every episode; the most important ones are kept."""
+        brief = brief_of(case)
+        if brief.effects is not None:
+            case.budget.charge("analyse", brief.effects.cost)
+        jobs: list[tuple[Question, Callable[[str], Parsed]]] = []
+        for index, episode in enumerate(case.episodes):
+            question = identify_question(brief, index, episode)
+            jobs.append((question, partial(read_states, index=index, steps=len(episode))))
+        exchanges = self._ask_all(case, jobs)
+        _note(case, "identify", exchanges)
+        states = [item for exchange in exchanges for item in exchange.items]
+        states.sort(key=lambda state: (-state.importance, state.episode, state.t))
+        return states[: case.config.states]
+
+    def advise(self, case: Case, states: Sequence[CriticalState]) -> list[Advice]:
+        """Ask for advice at all states of each episode; rules go into the round's `rules.jsonl`."""
+        brief = brief_of(case)
+        jobs: list[tuple[Question, Callable[[str], Parsed]]] = []
+        for index, here in by_episode(states).items():
+            question = advise_question(brief, index, case.episodes[index], here)
+            jobs.append((question, partial(read_advice, task=case.task, states=here, source=self.name)))
+        exchanges = self._ask_all(case, jobs)
+        _note(case, "advise", exchanges)
+        items = [item for exchange in exchanges for item in exchange.items]
+        rules = list({rule.guard: rule for rule in reversed(items) if isinstance(rule, Rule)}.values())[::-1]
+        save_rules(rules, case.folder / RULES)
+        if rules:
+            case.progress(f"{len(rules)} rules are kept in {RULES}; nothing executes or verifies rules yet")
+        return [item for item in items if isinstance(item, Advice)]
+
+    def _ask_all(self, case: Case, jobs: Sequence[tuple[Question, Callable[[str], Parsed]]]) -> list[Exchange]:
+        done = 0
+
+        async def one(correspondent: Correspondent, question: Question, read: Callable[[str], Parsed]) -> Exchange:
+            nonlocal done
+            exchange = await ask(correspondent, question, read)
+            done += 1
+            case.progress(f"{done} of {len(jobs)} answered ({exchange.title})")
+            return exchange
+
+        async def every() -> list[Exchange]:
+            async with self._open(case) as correspondent:
+                return await gather([one(correspondent, question, read) for question, read in jobs])
+
+        exchanges = asyncio.run(every())
+        dropped = sum(len(exchange.dropped) for exchange in exchanges)
+        for exchange in exchanges:
+            for problem in exchange.dropped[:3]:
+                case.progress(f"dropped, {exchange.title}: {problem[:160]}")
+        if jobs and dropped and not any(exchange.items for exchange in exchanges):
+            first = next(exchange for exchange in exchanges if exchange.dropped)
+            raise UltraError(
+                f"no answer of {self.name} could be used ({first.title}: {first.dropped[0][:200]}): "
+                "try another model, or --output-mode tool or prompted; the answers are in the ledger"
+            )
+        return exchanges
+
+
+async def gather(jobs: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Run all, to their ends, and then raise the first error: what the others bought is kept."""
+    results = await asyncio.gather(*jobs, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return [result for result in results if not isinstance(result, BaseException)]
+
+
+def by_episode(states: Sequence[CriticalState]) -> dict[int, list[CriticalState]]:
+    """States by their episode, both in ascending order."""
+    found: dict[int, list[CriticalState]] = {}
+    for state in sorted(states, key=lambda state: (state.episode, state.t)):
+        found.setdefault(state.episode, []).append(state)
+    return found
+
+
+def brief_of(case: Case) -> Brief:
+    """What the questions of a round share. Effects are measured once and kept in the round's folder."""
+    path = case.folder / EFFECTS
+    if not path.is_file():
+        measured = measure(case.task, case.policy, case.episodes, case.allowance)
+        write_json(path, measured.to_json() if measured else None)
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    return Brief(
+        task=case.task,
+        effects=Effects.from_json(raw) if raw else None,
+        states=case.config.states,
+        episodes=len(case.episodes),
+        tokens=case.llm.episode_tokens,
+        failed=tuple(case.failed),
+    )
+
+
+def _note(case: Case, stage: str, exchanges: Sequence[Exchange]) -> None:
+    """Keep what became of the questions, for the report."""
+    write_json(
+        case.folder / f"asked-{stage}.json",
+        {
+            "questions": len(exchanges),
+            "bought": sum(exchange.bought for exchange in exchanges),
+            "reused": sum(exchange.reused for exchange in exchanges),
+            "reasked": sum(exchange.reasked for exchange in exchanges),
+            "dropped": [f"{exchange.title}: {problem}" for exchange in exchanges for problem in exchange.dropped],
+        },
+    )

@@ -1,0 +1,230 @@
+"""The guard language: conditions over named facts, parsed against a whitelist and never run as code.
+
+    ball_dx > 0 and ball_x > 130 and abs(paddle_y - ball_y) > 8
+    prev(torso_pitch) < torso_pitch and not height > 1.2
+
+Known are comparisons (also chained), + - * / and unary minus, `and`, `or`, `not`, parentheses, the
+functions `abs`, `sign`, `min`, `max`, facts by name, and `prev(fact)`, a fact one step earlier.
+The text is read by Python's parser into a tree; every node of it is checked, then evaluated here on
+whole arrays. Dividing by zero gives no number, and a comparison with no number does not hold.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ultra.errors import UltraError
+
+LONGEST = 500
+"""Characters of a guard."""
+DEEPEST = 20
+"""Levels of nesting."""
+LARGEST = 1e9
+"""Numbers in a guard may be so large."""
+
+Values = NDArray[np.float64]
+_Evaluator = Callable[[Values, Values], NDArray[np.generic]]
+
+_COMPARISONS: dict[type[ast.cmpop], Callable[[Values, Values], NDArray[np.bool_]]] = {
+    ast.Lt: np.less,
+    ast.LtE: np.less_equal,
+    ast.Gt: np.greater,
+    ast.GtE: np.greater_equal,
+    ast.Eq: np.equal,
+    ast.NotEq: np.not_equal,
+}
+_ARITHMETIC: dict[type[ast.operator], Callable[[Values, Values], Values]] = {
+    ast.Add: np.add,
+    ast.Sub: np.subtract,
+    ast.Mult: np.multiply,
+    ast.Div: np.divide,
+}
+_FUNCTIONS: dict[str, tuple[int, Callable[..., Values]]] = {
+    "abs": (1, np.abs),
+    "sign": (1, np.sign),
+    "min": (2, np.minimum),
+    "max": (2, np.maximum),
+}
+_SYNTAX = "comparisons, + - * /, and, or, not, abs, min, max, sign, prev(fact) and facts by name"
+
+
+class ExpressionError(UltraError):
+    """A guard that does not parse; the message names the part and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A checked guard.
+
+    Attributes:
+        text: as it was written.
+        names: facts that exist, in the order of the columns.
+        facts: facts that it speaks of.
+        uses_previous: whether it looks one step back.
+    """
+
+    text: str
+    names: tuple[str, ...]
+    facts: frozenset[str]
+    uses_previous: bool
+    _evaluate: _Evaluator
+
+    def evaluate(self, facts: Values, previous: Values | None = None) -> NDArray[np.bool_]:
+        """Where the guard holds.
+
+        Args:
+            facts: (n, n_facts), columns as in `names`.
+            previous: (n, n_facts) one step earlier; without it, `prev` sees the same step.
+
+        Returns:
+            (n,) booleans.
+
+        Raises:
+            ExpressionError: if the arrays do not have a column for each name.
+        """
+        before = facts if previous is None else previous
+        if facts.ndim != 2 or facts.shape[1] != len(self.names) or before.shape != facts.shape:
+            raise ExpressionError(
+                f"facts of shapes {facts.shape} and {before.shape} do not fit the {len(self.names)} names of a guard"
+            )
+        with np.errstate(all="ignore"):
+            holds = self._evaluate(facts, before)
+        return np.broadcast_to(holds, (len(facts),)).astype(np.bool_)
+
+
+def parse(text: str, names: Sequence[str]) -> Expression:
+    """Read and check a guard.
+
+    Args:
+        text: the guard.
+        names: facts that it may speak of.
+
+    Raises:
+        ExpressionError: naming the part that is not allowed, and what is.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise ExpressionError("a guard is empty: write a condition such as `x > 0`")
+    if len(text) > LONGEST:
+        raise ExpressionError(f"a guard of {len(text)} characters is too long: at most {LONGEST}")
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise ExpressionError(f"guard {text!r} does not parse ({reason}): known are {_SYNTAX}") from None
+    reader = _Reader(text, tuple(names))
+    evaluate = reader.condition(tree.body, 0)
+    return Expression(text.strip(), reader.names, frozenset(reader.used), reader.looks_back, evaluate)
+
+
+class _Reader:
+    """Turns a tree into functions on arrays, node by node; whatever it does not know is an error."""
+
+    def __init__(self, text: str, names: tuple[str, ...]) -> None:
+        self.text, self.names = text, names
+        self.used: set[str] = set()
+        self.looks_back = False
+
+    def _error(self, node: ast.AST, reason: str) -> ExpressionError:
+        part = ast.get_source_segment(self.text.strip(), node) if isinstance(node, ast.expr) else None
+        return ExpressionError(f"guard {self.text!r}: {part or type(node).__name__!r} {reason}")
+
+    def _deeper(self, node: ast.AST, depth: int) -> int:
+        if depth >= DEEPEST:
+            raise self._error(node, f"is nested too deeply: at most {DEEPEST} levels")
+        return depth + 1
+
+    def condition(self, node: ast.expr, depth: int) -> _Evaluator:
+        """A node that is true or false."""
+        depth = self._deeper(node, depth)
+        if isinstance(node, ast.BoolOp):
+            join = np.logical_and if isinstance(node.op, ast.And) else np.logical_or
+            parts = [self.condition(value, depth) for value in node.values]
+            return lambda now, before: join.reduce(np.broadcast_arrays(*[part(now, before) for part in parts]))
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            inner = self.condition(node.operand, depth)
+            return lambda now, before: np.logical_not(inner(now, before))
+        if isinstance(node, ast.Compare):
+            return self._comparison(node, depth)
+        raise self._error(node, "is not a condition: compare it with something, for instance `> 0`")
+
+    def _comparison(self, node: ast.Compare, depth: int) -> _Evaluator:
+        unknown = next((op for op in node.ops if type(op) not in _COMPARISONS), None)
+        if unknown is not None:
+            raise self._error(node, f"compares by {type(unknown).__name__}: known are < <= > >= == !=")
+        sides = [self.number(side, depth) for side in (node.left, *node.comparators)]
+        tests = [_COMPARISONS[type(op)] for op in node.ops]
+
+        def compare(now: Values, before: Values) -> NDArray[np.generic]:
+            values = [side(now, before) for side in sides]
+            result = np.asarray(True)
+            for test, left, right in zip(tests, values, values[1:], strict=False):
+                known = ~(np.isnan(left) | np.isnan(right))
+                result = np.logical_and(result, test(left, right) & known)
+            return result
+
+        return compare
+
+    def number(self, node: ast.expr, depth: int) -> Callable[[Values, Values], Values]:
+        """A node that is a number."""
+        depth = self._deeper(node, depth)
+        if isinstance(node, ast.Constant):
+            return self._constant(node)
+        if isinstance(node, ast.Name):
+            column = self._column(node)
+            return lambda now, before: now[:, column]
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+            inner, sign = self.number(node.operand, depth), -1.0 if isinstance(node.op, ast.USub) else 1.0
+            return lambda now, before: sign * inner(now, before)
+        if isinstance(node, ast.BinOp):
+            if type(node.op) not in _ARITHMETIC:
+                raise self._error(node, f"uses {type(node.op).__name__}: known are + - * /")
+            operate = _ARITHMETIC[type(node.op)]
+            left, right = self.number(node.left, depth), self.number(node.right, depth)
+            return lambda now, before: operate(left(now, before), right(now, before))
+        if isinstance(node, ast.Call):
+            return self._call(node, depth)
+        raise self._error(node, f"is not allowed in a guard: known are {_SYNTAX}")
+
+    def _constant(self, node: ast.Constant) -> Callable[[Values, Values], Values]:
+        value = node.value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+            raise self._error(node, f"is not a number of at most {LARGEST:g}")
+        constant = np.asarray(float(value))
+        return lambda now, before: constant
+
+    def _column(self, node: ast.expr) -> int:
+        if not isinstance(node, ast.Name) or node.id not in self.names:
+            raise self._error(node, f"is not a fact: facts are {', '.join(self.names)}")
+        self.used.add(node.id)
+        return self.names.index(node.id)
+
+    def _call(self, node: ast.Call, depth: int) -> Callable[[Values, Values], Values]:
+        name = node.func.id if isinstance(node.func, ast.Name) else ""
+        if node.keywords or (name != "prev" and name not in _FUNCTIONS):
+            raise self._error(node, "calls something unknown: functions are abs, min, max, sign and prev")
+        if name == "prev":
+            if len(node.args) != 1:
+                raise self._error(node, "must name one fact: prev(fact)")
+            column = self._column(node.args[0])
+            self.looks_back = True
+            return lambda now, before: before[:, column]
+        least, function = _FUNCTIONS[name]
+        arguments = [self.number(argument, depth) for argument in node.args]
+        if len(arguments) < least or (least == 1 and len(arguments) > 1):
+            raise self._error(
+                node, f"has {len(arguments)} arguments: {name} takes {'one' if least == 1 else '2 or more'}"
+            )
+
+        def call(now: Values, before: Values) -> Values:
+            values = [argument(now, before) for argument in arguments]
+            result = function(*values[:least])
+            for value in values[least:]:
+                result = function(result, value)
+            return result
+
+        return call

@@ -1,0 +1,137 @@
+"""The verbs `ultra llm ...` and `ultra ledger ...`, and the count of tokens of `ultra prompt`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ultra.arguments import (
+    CheckArguments,
+    LedgerArguments,
+    LedgerExportArguments,
+    LedgerImportArguments,
+    WhyMissArguments,
+)
+from ultra.errors import UltraError
+from ultra.files import write_atomically
+from ultra.ledger import Ledger
+from ultra.run import Run
+
+
+def print_token_counts(run: Path, number: int) -> int:
+    """Print the estimated tokens of all prompts of a run, and their sum."""
+    from ultra.describe import count_tokens
+    from ultra.prompt import questions_of_run
+
+    total = 0
+    for questions in questions_of_run(run, number).values():
+        for question in questions:
+            tokens = count_tokens(question.text)
+            total += tokens
+            print(f"{tokens:>8,}  {question.title}")
+    print(f"{total:>8,}  tokens in all, estimated")
+    return 0
+
+
+def _check(options: CheckArguments) -> int:
+    from ultra.analysts.llm.check import check
+
+    for line in check(options.model.removeprefix("llm:"), options.llm):
+        print(line)
+    return 0
+
+
+def _identity(run: Path | None) -> str | None:
+    return Run.open(run).identity if run is not None else None
+
+
+def _existing(path: Path | None) -> Ledger:
+    from ultra.ledger import default_path
+
+    path = path or default_path()
+    if not path.is_file():
+        raise UltraError(f"there is no ledger at {path}: no language model was asked yet, or give --ledger")
+    return Ledger(path)
+
+
+def _list(options: LedgerArguments) -> int:
+    with _existing(options.ledger) as ledger:
+        for row in ledger.rows(_identity(options.run)):
+            if options.json:
+                print(json.dumps(asdict(row)))
+                continue
+            who = row.fields["who"]
+            cost = "price unknown" if row.cost is None else f"${row.cost:.4f}"
+            state = f"{row.state}, not valid" if row.valid is False else row.state
+            if row.state in ("open", "lost"):
+                state += ", possibly billed"
+            print(
+                f"{row.id:>6}  {row.created}  {row.key[:8]}  {who['provider']}/{who.get('model', '')}  {row.title}  "
+                f"{state}  {row.input_tokens}+{row.output_tokens} tokens  {cost}"
+                + (f"  {row.note}" if row.note else "")
+            )
+    return 0
+
+
+def _cost(options: LedgerArguments) -> int:
+    with _existing(options.ledger) as ledger:
+        spending = ledger.spending(_identity(options.run))
+        path = ledger.path
+    if options.json:
+        print(json.dumps(asdict(spending)))
+        return 0
+    print(f"ledger            {path}")
+    print(f"requests          {spending.requests}")
+    print(f"answers           {spending.answers}, and {spending.unusable} that could not be read")
+    print(f"retries           {spending.retries}")
+    print(f"possibly billed   {spending.possibly_billed} (sent, no answer received)")
+    print(f"tokens            {spending.input_tokens:,} in, {spending.output_tokens:,} out")
+    unpriced = f", and {spending.unpriced} answers of unknown price" if spending.unpriced else ""
+    print(f"cost              ${spending.cost:.4f}{unpriced}")
+    return 0
+
+
+def _export(options: LedgerExportArguments) -> int:
+    with _existing(options.ledger) as ledger:
+        lines = list(ledger.export(_identity(options.run), options.model))
+    write_atomically(options.out, "".join(f"{line}\n" for line in lines).encode())
+    print(f"{len(lines)} answers in {options.out}")
+    return 0
+
+
+def _import(options: LedgerImportArguments) -> int:
+    try:
+        with options.file.open(encoding="utf-8") as lines, Ledger(options.ledger) as ledger:
+            added = ledger.take(lines, str(options.file))
+            print(f"{added} new answers in {ledger.path}")
+    except UnicodeDecodeError as error:
+        raise UltraError(
+            f"{options.file} is not an export ({error.reason}): `ultra ledger export` makes one"
+        ) from error
+    return 0
+
+
+def _why_miss(options: WhyMissArguments) -> int:
+    from ultra.misses import explain_misses
+
+    for line in explain_misses(options.run, options.ledger, options.against):
+        print(line)
+    return 0
+
+
+Group = dict[str, tuple[type[Any], Callable[[Any], int]]]
+
+GROUPS: dict[str, Group] = {
+    "llm": {"check": (CheckArguments, _check)},
+    "ledger": {
+        "list": (LedgerArguments, _list),
+        "cost": (LedgerArguments, _cost),
+        "export": (LedgerExportArguments, _export),
+        "import": (LedgerImportArguments, _import),
+        "why-miss": (WhyMissArguments, _why_miss),
+    },
+}
+"""Verbs that have verbs of their own: what each takes and does."""

@@ -1,0 +1,34 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.llm_runs import make_policy, make_run
+
+
+@pytest.fixture(autouse=True)
+def own_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test touches the user's ledger or keys."""
+    monkeypatch.setenv("ULTRA_LEDGER", str(tmp_path / "ledger.sqlite"))
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GOOGLE_API_KEY", "GEMINI_API_KEY", "ULTRA_LOCAL_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained CartPole policy."""
+    return make_policy(tmp_path_factory.mktemp("policy") / "cartpole")
+
+
+@pytest.fixture(scope="session")
+def collected(tmp_path_factory: pytest.TempPathFactory, policy: Path) -> Path:
+    """A CartPole run of three episodes."""
+    return make_run(tmp_path_factory.mktemp("runs") / "three", policy, 3)
+
+
+@pytest.fixture(scope="session")
+def collected_many(tmp_path_factory: pytest.TempPathFactory, policy: Path) -> Path:
+    """A CartPole run of twenty episodes."""
+    return make_run(tmp_path_factory.mktemp("runs") / "twenty", policy, 20)

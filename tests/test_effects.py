@@ -1,0 +1,77 @@
+"""Measured action effects and what the prompts hold for every task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.llm_runs import make_policy
+
+from ultra.advice import Advice, CriticalState, Verification
+from ultra.analysts.questions import Brief, advise_question, identify_question
+from ultra.collection import collect
+from ultra.describe import count_tokens
+from ultra.effects import Effects, describe_effects, measure
+from ultra.plans import Plan, Segment
+from ultra.policy import load_policy
+from ultra.tasks import Task, get_task
+from ultra.trajectories import Trajectory
+
+TASKS = ("pong", "hopper", "walker2d", "halfcheetah", "reacher", "CartPole-v1")
+
+
+def play(name: str, path: Path, steps: int = 60) -> tuple[Task, list[Trajectory], Effects | None]:
+    task = get_task(name)
+    policy = load_policy(make_policy(path / name, name))
+    episodes = collect(task, policy, [1, 2], 0.99, longest=steps, workers=1)
+    return task, episodes, measure(task, policy, episodes, 10_000)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_effects_and_prompts_of_every_task(name: str, tmp_path: Path) -> None:
+    task, episodes, effects = play(name, tmp_path)
+    assert effects is not None
+    assert 0 < effects.cost <= 2_500
+    assert Effects.from_json(effects.to_json()) == effects
+    moved = {effect.action for effect in effects.effects if effect.changes}
+    assert len(moved) >= (1 if name == "CartPole-v1" else len(task.card.actions) - 1)
+    brief = Brief(task, effects, 12, 2, 2600)
+    state = CriticalState(0, 5, 0.5, "it leaned")
+    for question in (identify_question(brief, 0, episodes[0]), advise_question(brief, 0, episodes[0], [state])):
+        assert "$" not in question.text
+        assert task.card.goal in question.instructions
+        assert describe_effects(effects) in question.instructions
+        assert count_tokens(question.text) < 10_000
+        assert question.text.isascii()
+
+
+def test_pong_effects_show_how_the_paddle_really_moves(tmp_path: Path) -> None:
+    _, _, effects = play("pong", tmp_path, 100)
+    assert effects is not None
+    changes = {(e.action, e.steps): dict(e.changes) for e in effects.effects}
+    assert effects.baseline == "STAY throughout"
+    assert changes["UP", 1]["paddle_y"][-1] < 0 < changes["DOWN", 1]["paddle_y"][-1]
+    # Inertia: three steps of one action move the paddle further than one, long after it ended.
+    assert changes["DOWN", 3]["paddle_y"][-1] > changes["DOWN", 1]["paddle_y"][-1]
+
+
+def test_effects_are_the_same_every_time_and_need_a_budget(tmp_path: Path) -> None:
+    task, episodes, first = play("hopper", tmp_path)
+    policy = load_policy(tmp_path / "hopper")
+    assert measure(task, policy, episodes, 10_000) == first
+    assert measure(task, policy, episodes, 100) is None
+    assert "Not measured" in describe_effects(None)
+
+
+def test_failed_advice_is_shown_with_what_happened(tmp_path: Path) -> None:
+    task, episodes, effects = play("hopper", tmp_path)
+    found = Verification(-3.25, -4.0, -2.5, 16, 1.0, "harms", 100)
+    plan = Plan((Segment((0.5, 0.0, 0.0), 4),), relative=True)
+    failed = Advice(CriticalState(0, 3, 0.5, "it fell forward"), plan, 1.0, -1.0, "e", "me", found)
+    state = CriticalState(0, 5, 0.5, "it leaned")
+    text = advise_question(Brief(task, effects, 12, 2, 2600, (failed,)), 0, episodes[0], [state]).text
+    assert "it fell forward Advice: add thigh_torque +0.50 for 4 steps. Tried, harms" in text
+    assert "-3.25 [-4, -2.5] over 16 paired branches" in text
+    assert "tried before" not in advise_question(Brief(task, effects, 12, 2, 2600), 0, episodes[0], [state]).text
+    assert np.isfinite(episodes[0].facts).all()

@@ -1,0 +1,99 @@
+"""Killing the process at random moments: no answer is bought twice, and what may be is listed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.llm_runs import copy_run
+from tests.llm_server import Answer, Request, Server, good, good_content
+
+from ultra.advice import load_advice
+from ultra.ledger import Ledger
+
+KILLS = 20
+
+# One process that annotates again and again: each child is forked from it, so that the imports are
+# paid for once, and every child runs the real command until it is killed.
+PARENT = """
+import os, sys
+from ultra.cli import run
+import ultra.pipeline, ultra.api, ultra.prompt, ultra.analysts.llm.correspondent, ultra.analysts.reader
+import pydantic_ai.models.openai, pydantic_ai.providers.openai_compatible, genai_prices
+print("ready", flush=True)
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        status = run(["identify", sys.argv[1], "--quiet"])
+        os._exit(status or run(["advise", sys.argv[1], "--quiet"]))
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def test_twenty_kills_during_annotation_buy_nothing_twice(collected_many: Path, tmp_path: Path) -> None:
+    rng = random.Random(4711)
+
+    def behave(request: Request) -> Answer:
+        if request.about == "identify" and not request.again:
+            # Every third conversation first gets an answer that is objected to: those are not bought twice either.
+            content = good_content(request)
+            if sum(request.text.encode()) % 3 == 0:
+                content["critical_states"][0]["t"] = -1
+            return Answer(json.dumps(content), delay=0.02)
+        return Answer(good(request).content, delay=0.02)
+
+    with Server(behave) as server:
+        run = copy_run(
+            collected_many, tmp_path / "a", "llm:local/tiny", base_url=f"{server.url}/v1", concurrency=4, attempts=2
+        )
+        parent = subprocess.Popen(
+            [sys.executable, "-c", PARENT, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )  # fmt: skip
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        try:
+            assert parent.stdout.readline().strip() == "ready"
+            status, kills = -1, 0
+            for number in range(KILLS + 5):
+                before = len(server.requests)
+                parent.stdin.write("go\n")
+                parent.stdin.flush()
+                child = int(parent.stdout.readline())
+                if number < KILLS:
+                    # A random number of requests after the start, and a random moment after that.
+                    wanted = before + rng.randint(1, 4)
+                    while len(server.requests) < wanted and Path(f"/proc/{child}").exists():
+                        time.sleep(0.002)
+                    time.sleep(rng.random() * 0.03)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(child, signal.SIGKILL)
+                status = int(parent.stdout.readline())
+                kills += status == -signal.SIGKILL
+                if status == 0:
+                    break
+        finally:
+            parent.stdin.close()
+            parent.wait(timeout=30)
+    assert status == 0
+    assert kills >= KILLS // 2
+    assert len(load_advice(run / "round-1" / "advice.jsonl")) == 12
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        rows = list(ledger.rows())
+    answered = Counter(row.key for row in rows if row.state == "answered")
+    assert set(answered.values()) == {1}
+    possibly_billed = sum(row.state in ("open", "lost") for row in rows)
+    assert sum(server.paid.values()) - len(answered) <= possibly_billed
+    repeated = sum(count - 1 for count in server.paid.values())
+    assert repeated <= possibly_billed
+    assert len(server.paid) == len(answered)
