@@ -23,12 +23,14 @@ from ultra.advice import (
     save_states,
 )
 from ultra.analysts import Case, get_analyst
-from ultra.collection import collect
+from ultra.collection import collect, collect_within
 from ultra.config import RefineConfig
 from ultra.errors import UltraError
 from ultra.evaluation import evaluate, evaluation_seeds
 from ultra.files import write_json
 from ultra.guidance.base import Guidance, NoGuidance
+from ultra.guidance.methods import STAGES as METHOD_STAGES
+from ultra.guidance.methods import STARTS, allowance_of, analysis_of, analyst_of, baseline
 from ultra.guidance.ultra import UltraGuidance
 from ultra.policy import Policy, check_fits, load_policy, save_policy
 from ultra.ppo import train
@@ -78,7 +80,7 @@ class Refinement:
     def run_all(self) -> dict[str, Any]:
         """Run every stage that is not done yet, then evaluate; returns the contents of `result.json`."""
         for number in range(1, self.config.rounds + 1):
-            for stage in stages_of(self.config.method):
+            for stage in METHOD_STAGES[self.config.method]:
                 self.run_stage(stage, number)
         return self.evaluate()
 
@@ -107,30 +109,33 @@ class Refinement:
         self.run.complete(name, self.budget)
 
     def _before(self, stage: str, number: int) -> str | None:
-        order = [f"round-{r}/{s}" for r in range(1, number + 1) for s in stages_of(self.config.method)]
+        order = [f"round-{r}/{s}" for r in range(1, number + 1) for s in METHOD_STAGES[self.config.method]]
         name = f"round-{number}/{stage}"
         if name not in order:
-            raise UltraError(f"method {self.config.method!r} has no stage {stage!r}: it trains without advice")
+            raise UltraError(f"method {self.config.method!r} has no stage {stage!r}")
         place = order.index(name)
         return order[place - 1] if place else None
 
     # -- stages --------------------------------------------------------------------------------
 
     def _collect(self, number: int) -> None:
-        settings = self.config.collect
+        settings, policy, gamma = self.config.collect, self._policy(number), self.config.ppo.gamma
         allowance = int(settings.share * self._round_steps)
         longest = max(1, allowance // settings.episodes)
-        seeds = self._rng(number, "collect").integers(2**31, size=settings.episodes).tolist()
+        rng, workers = self._rng(number, "collect"), self.config.workers
         with self.reporter.bar("collect", allowance) as update:
-            trajectories = collect(
-                self.task,
-                self._policy(number),
-                seeds,
-                self.config.ppo.gamma,
-                longest=longest,
-                workers=self.config.workers,
-                progress=lambda steps: update(steps, ""),
-            )
+
+            def tell(steps: int) -> None:
+                update(steps, "")
+
+            if self.config.method in STARTS:
+                most = self.config.rice.episodes
+                trajectories = collect_within(
+                    self.task, policy, rng, gamma, allowance, most=most, workers=workers, progress=tell
+                )
+            else:
+                seeds = rng.integers(2**31, size=settings.episodes).tolist()
+                trajectories = collect(self.task, policy, seeds, gamma, longest=longest, workers=workers, progress=tell)
         self.budget.charge("collect", sum(len(trajectory) for trajectory in trajectories))
         folder = self.run.round(number) / "trajectories"
         folder.mkdir(exist_ok=True)
@@ -141,9 +146,9 @@ class Refinement:
 
     def _identify(self, number: int) -> None:
         with self.case(number, "identify") as case:
-            states = get_analyst(self.config.analyst).identify(case)
+            states = get_analyst(analyst_of(self.config)).identify(case)
         if not states:
-            raise UltraError(f"analyst {self.config.analyst!r} found no critical state: raise --analyse.share")
+            raise UltraError(f"analyst {analyst_of(self.config)!r} found no critical state: raise --analyse.share")
         save_states(states, self.run.round(number) / "states.jsonl")
 
     def _advise(self, number: int) -> None:
@@ -181,7 +186,7 @@ class Refinement:
         config = self.config
         last_round = number == config.rounds
         # Guidance first: bringing back critical states may cost steps of the same budget.
-        guidance = self._guidance(number) if config.method.startswith("ultra") else NoGuidance()
+        guidance = self._guidance(number)
         share = self.budget.remaining if last_round else number * self._round_steps - self.budget.used
         folder = self.run.round(number)
         offset = self.budget.used
@@ -216,7 +221,7 @@ class Refinement:
         start_estimate, start_returns, steps = evaluate(self.task, start, seeds, workers=config.workers)
         self.budget.evaluation += steps
         last, last_estimate, last_returns = start, start_estimate, start_returns
-        if stages_of(config.method):
+        if METHOD_STAGES[config.method]:
             last = self._policy(config.rounds + 1)
             last_estimate, last_returns, steps = evaluate(self.task, last, seeds, workers=config.workers)
             self.budget.evaluation += steps
@@ -286,7 +291,12 @@ class Refinement:
 
     def _guidance(self, number: int) -> Guidance:
         config = self.config
+        rng = np.random.default_rng([config.seed, number, len(STAGES)])
+        if config.method == "ppo":
+            return NoGuidance()
         with self.case(number, "finetune") as case:
+            if not config.method.startswith("ultra"):
+                return baseline(config, case, self.run.round(number) / "states.jsonl", rng)
             advice = load_advice(self.run.round(number) / "verified.jsonl")
             columns = self.task.card.matched
             scale, radius = calibrate([episode.facts for episode in case.episodes], columns)
@@ -303,7 +313,7 @@ class Refinement:
             config.ppo.environments,
             on_actions=config.method in ("ultra-a", "ultra-ra"),
             on_rewards=config.method in ("ultra-r", "ultra-ra"),
-            rng=np.random.default_rng([config.seed, number, len(STAGES)]),
+            rng=rng,
         )
 
     def _audit(self) -> dict[str, Any] | None:
@@ -329,34 +339,31 @@ class _CaseContext:
         self._batches.append(own.task.make_batch(BRANCHES_TOGETHER, config.workers or None))
         self._batches.append(own.task.make_local_batch(1))
         title = f"{self._stage:<9} "
+        episodes = Episodes(own.run.round(self._number) / "trajectories")
         return Case(
             task=own.task,
             policy=own._policy(self._number),
-            episodes=Episodes(own.run.round(self._number) / "trajectories"),
-            config=config.analyse,
+            episodes=episodes,
+            config=analysis_of(config, len(episodes)),
             gamma=config.ppo.gamma,
             batch=self._batches[0],
             replay=self._batches[1],
             budget=own.budget,
-            allowance=int(config.analyse.share * own._round_steps),
+            allowance=int(allowance_of(config) * own._round_steps),
             rng=own._rng(self._number, self._stage),
             progress=lambda text: own.reporter.say(title + text),
             llm=config.llm,
             folder=own.run.round(self._number),
             run=own.run.identity,
             failed=own._failed(self._number),
+            statemask=config.statemask,
+            ppo=config.ppo,
+            workers=config.workers,
         )
 
     def __exit__(self, *error: object) -> None:
         for batch in self._batches:
             batch.close()
-
-
-def stages_of(method: str) -> tuple[str, ...]:
-    """The stages that a method goes through before evaluation."""
-    if method == "none":
-        return ()
-    return STAGES if method.startswith("ultra") else ("finetune",)
 
 
 def task_of(config: Any) -> Task:

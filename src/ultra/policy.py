@@ -171,16 +171,18 @@ def create_policy(architecture: Architecture, rng: np.random.Generator) -> Polic
 def _layers(rng: np.random.Generator, architecture: Architecture, outputs: int, last_gain: float) -> list[Params]:
     sizes = [architecture.observation_size, *architecture.hidden, outputs]
     gains = [float(np.sqrt(2))] * len(architecture.hidden) + [last_gain]
-    layers = []
-    for (rows, columns), gain in zip(pairwise(sizes), gains, strict=True):
-        tall = rng.standard_normal((max(rows, columns), min(rows, columns)))
-        q, r = np.linalg.qr(tall)
-        q = q * np.sign(np.diag(r))
-        weight = q if rows >= columns else q.T
-        # Made by NumPy: JAX would compile a program for each shape.
-        arrays = {"w": (gain * weight).astype(np.float32), "b": np.zeros(columns, np.float32)}
-        layers.append({name: jnp.asarray(array) for name, array in arrays.items()})
-    return layers
+    return [orthogonal(rng, rows, columns, gain) for (rows, columns), gain in zip(pairwise(sizes), gains, strict=True)]
+
+
+def orthogonal(rng: np.random.Generator, rows: int, columns: int, gain: float) -> Params:
+    """A layer with orthogonal weights (rows, columns) and no bias."""
+    tall = rng.standard_normal((max(rows, columns), min(rows, columns)))
+    q, r = np.linalg.qr(tall)
+    q = q * np.sign(np.diag(r))
+    weight = q if rows >= columns else q.T
+    # Made by NumPy: JAX would compile a program for each shape.
+    arrays = {"w": (gain * weight).astype(np.float32), "b": np.zeros(columns, np.float32)}
+    return {name: jnp.asarray(array) for name, array in arrays.items()}
 
 
 def _mlp(layers: list[Params], x: jax.Array) -> jax.Array:

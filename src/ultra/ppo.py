@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from numpy.typing import NDArray
 
 from ultra.budget import StepBudget
 from ultra.checkpoint import CheckpointFile
@@ -148,9 +149,14 @@ def make_update(architecture: Architecture, config: PPOConfig, extra: LossTerm |
             params, state = carry
             batch = {name: array[indices] for name, array in samples.items()}
             gradients, metrics = jax.grad(surrogate, has_aux=True)(params, batch, config, extra)
-            changes, state = step.update(gradients, state, params)
+            changes, moved = step.update(gradients, state, params)
             changes = jax.tree.map(lambda change: rate * change, changes)
-            return (optax.apply_updates(params, changes), state), metrics
+            after = optax.apply_updates(params, changes), moved
+            if extra is None:
+                # Without a sample to learn from nothing moves, not even by Adam's momentum.
+                some = batch["kept"].any()
+                after = jax.tree.map(lambda new, old: jnp.where(some, new, old), after, carry)
+            return after, metrics
 
         (params, state), metrics = jax.lax.scan(minibatch, (params, state), order.reshape(-1, config.minibatch))
         explained = 1 - jnp.var(samples["returns"] - rollout["values"].reshape(-1)) / jnp.maximum(
@@ -189,6 +195,11 @@ def _arrays(rollout: Rollout, scale: float, drops_replaced: bool) -> dict[str, A
     }
 
 
+def _kept_first(order: NDArray[Any], kept: NDArray[np.float32]) -> NDArray[Any]:
+    """Permutations (epochs, samples) with what is kept in front, so that minibatches are full of it."""
+    return np.take_along_axis(order, np.argsort(kept[order] == 0, axis=1, kind="stable"), axis=1)
+
+
 def improve(
     learner: Learner,
     rollout: Rollout,
@@ -206,6 +217,8 @@ def improve(
     update = make_update(policy.architecture, config, guidance.loss)
     order = np.stack([rng.permutation(config.samples) for _ in range(config.epochs)])
     arrays = _arrays(rollout, policy.normalizer.reward_scale, guidance.drops_replaced)
+    if guidance.loss is None:
+        order = _kept_first(order, arrays["kept"].reshape(-1))
     params, state, metrics = update(
         policy.params,
         learner.optimizer_state,

@@ -19,9 +19,12 @@ from ultra.config import (
     CollectConfig,
     EvaluateConfig,
     GuidanceConfig,
+    JSRLConfig,
     LLMConfig,
     PPOConfig,
     RefineConfig,
+    RiceConfig,
+    StateMaskConfig,
     TrainConfig,
     VerifyConfig,
 )
@@ -53,6 +56,7 @@ def settings_from_dict(kind: type[Any], value: Mapping[str, Any]) -> Any:
     sections = {
         "collect": CollectConfig, "analyse": AnalyseConfig, "verify": VerifyConfig,
         "guidance": GuidanceConfig, "llm": LLMConfig, "ppo": PPOConfig, "evaluate": EvaluateConfig,
+        "jsrl": JSRLConfig, "statemask": StateMaskConfig, "rice": RiceConfig,
     }  # fmt: skip
     known = {field.name for field in fields(kind)}
     unknown = sorted(set(value) - known)

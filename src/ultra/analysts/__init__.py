@@ -12,6 +12,7 @@ __all__ = ["ANALYSTS", "Analyst", "Case", "get_analyst"]
 ANALYSTS = {
     "search": "simulated branches over alternative plans; no language model",
     "random": "random states and random plans, the control",
+    "statemask": "critical states by a trained mask network; no advice",
     "llm:PROVIDER/MODEL": "a language model: openai, anthropic, google, or local with --base-url",
     "mailbox:DIR": "prompts and answers as files: any chat window, or a person",
     "recorded:FILE": "answers of a ledger export",
@@ -33,6 +34,10 @@ def get_analyst(name: str) -> Analyst:
         from ultra.analysts.random import RandomAnalyst
 
         return RandomAnalyst()
+    if name == "statemask":
+        from ultra.analysts.statemask import StateMaskAnalyst
+
+        return StateMaskAnalyst()
     if kind == "llm":
         from ultra.analysts.llm.analyst import llm_analyst
 

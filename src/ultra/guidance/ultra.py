@@ -162,6 +162,9 @@ class UltraGuidance:
             weights[where] = self._beta * self._worth[entries]
         return Intervention(actions, replaced, weights)
 
+    def observe(self, observations: Observations) -> None:
+        """Where a step leads is of no concern to advice."""
+
     def reward(self, facts: Facts | None, actions: Actions, rewards: NDArray[np.float64]) -> NDArray[np.float64]:
         """Equation 2 at critical states; then move on in the plans."""
         where = np.flatnonzero(self._active >= 0)
