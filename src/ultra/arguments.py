@@ -85,6 +85,10 @@ class EvaluateArguments:
     """Episodes to play."""
     seed: int = 0
     """Seed from which the episodes' seeds are drawn."""
+    sticky: float = 0.0
+    """Probability that an Atari console repeats the previous action."""
+    threshold: float = 0.0
+    """Distance in metres from which on sparse-* tasks reward each step; 0 is the task's default."""
     workers: int = 0
     """Processes; 0 uses all cores."""
     json: bool = False

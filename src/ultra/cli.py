@@ -158,7 +158,7 @@ def _tasks(arguments: list[str]) -> int:
 
     _parse(TasksArguments, "tasks", arguments)
     for name, summary in known_tasks().items():
-        print(f"{name:<12} {summary}")
+        print(f"{name:<18} {summary}")
     print("Any other Gymnasium id works too, for instance CartPole-v1.")
     return 0
 
@@ -274,8 +274,12 @@ def _evaluate(arguments: list[str]) -> int:
 
     options = _parse(EvaluateArguments, "evaluate", arguments)
     from ultra.api import evaluate
+    from ultra.pipeline import task_of
 
-    estimate = evaluate(options.policy, options.task, options.episodes, options.seed, options.workers)
+    task = task_of(options)
+    estimate = evaluate(options.policy, task, options.episodes, options.seed, options.workers)
+    if task.note:
+        print(f"{task.name}: {task.note}", file=sys.stderr)
     if options.json:
         print(json.dumps({"task": options.task, "seed": options.seed, **estimate.as_dict()}))
     else:

@@ -293,6 +293,8 @@ class RefineConfig:
     """How often to collect, analyse and train, dividing the budget evenly."""
     sticky: float = 0.0
     """Probability that an Atari console repeats the previous action."""
+    threshold: float = 0.0
+    """Distance in metres from which on sparse-* tasks reward each step; 0 is the task's default."""
     workers: int = 0
     """Cores for stepping environments; 0 uses all."""
     collect: CollectConfig = field(default_factory=CollectConfig)
@@ -329,6 +331,8 @@ class TrainConfig:
     """Learn the mean and deviation of observations, and the scale of rewards."""
     sticky: float = 0.0
     """Probability that an Atari console repeats the previous action."""
+    threshold: float = 0.0
+    """Distance in metres from which on sparse-* tasks reward each step; 0 is the task's default."""
     workers: int = 0
     """Cores for stepping environments; 0 uses all."""
     ppo: PPOConfig = field(default_factory=PPOConfig)

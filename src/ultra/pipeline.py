@@ -79,6 +79,8 @@ class Refinement:
 
     def run_all(self) -> dict[str, Any]:
         """Run every stage that is not done yet, then evaluate; returns the contents of `result.json`."""
+        if self.task.note:
+            self.reporter.say(f"task      {self.task.name}: {self.task.note}")
         for number in range(1, self.config.rounds + 1):
             for stage in METHOD_STAGES[self.config.method]:
                 self.run_stage(stage, number)
@@ -368,8 +370,11 @@ class _CaseContext:
 
 def task_of(config: Any) -> Task:
     """The task of a configuration, with its options."""
-    options = {"sticky": config.sticky} if config.sticky else {}
+    options = {name: getattr(config, name) for name in ("sticky", "threshold") if getattr(config, name)}
     try:
         return get_task(config.task, **options)
     except TypeError as error:
-        raise UltraError(f"--sticky is for Atari tasks; {config.task} has no sticky actions") from error
+        given = " and ".join(f"--{name}" for name in options)
+        raise UltraError(
+            f"{config.task} takes no {given}: --sticky is for Atari tasks, --threshold for sparse-* tasks"
+        ) from error

@@ -25,6 +25,8 @@ def train_policy(run: Run, reporter: Reporter) -> dict[str, Any]:
     """
     config: TrainConfig = run.config
     task = task_of(config)
+    if task.note:
+        reporter.say(f"task      {task.name}: {task.note}")
     budget = run.budget()
     if not run.finished("train"):
         rng = np.random.default_rng(config.seed)

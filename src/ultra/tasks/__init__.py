@@ -11,3 +11,6 @@ register("hopper", "ultra.tasks.shipped:hopper", "Hopper-v5: hop forward on one 
 register("walker2d", "ultra.tasks.shipped:walker2d", "Walker2d-v5: walk forward on two legs without falling")
 register("halfcheetah", "ultra.tasks.shipped:halfcheetah", "HalfCheetah-v5: run forward as fast as possible")
 register("reacher", "ultra.tasks.shipped:reacher", "Reacher-v5: move a fingertip to a target")
+register("sparse-hopper", "ultra.tasks.shipped:sparse_hopper", "Hopper-v5, rewarded only beyond --threshold (0.6 m)")
+register("sparse-walker2d", "ultra.tasks.shipped:sparse_walker2d", "Walker2d-v5, the same")
+register("sparse-halfcheetah", "ultra.tasks.shipped:sparse_halfcheetah", "HalfCheetah-v5, the same (5 m)")

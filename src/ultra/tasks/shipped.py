@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 
 import gymnasium
@@ -55,6 +56,52 @@ hopper = partial(_mujoco, "hopper", 11, 3, 1000)
 walker2d = partial(_mujoco, "walker2d", 17, 6, 1000)
 halfcheetah = partial(_mujoco, "halfcheetah", 17, 6, 1000)
 reacher = partial(_mujoco, "reacher", 10, 2, 50)
+
+
+def _sparse(dense: Task, threshold: float) -> Task:
+    """A runner that is rewarded for nothing but being `threshold` metres away from its start.
+
+    Raises:
+        UltraError: if the threshold is not positive.
+    """
+    from ultra.tasks import mujoco as module
+    from ultra.tasks.sparse import SparseReward, sparse
+
+    if not threshold > 0:
+        raise UltraError(f"--threshold is {threshold:g}, but must be positive: a distance in metres")
+    physics: module.Physics = getattr(module, dense.name.upper())
+    batch = partial(module.MujocoBatch, sparse(physics, threshold))
+    reward = f"Each step that ends with |x_position| of at least {threshold:g} m gives 1, every other step 0."
+    return replace(
+        dense,
+        name=f"sparse-{dense.name}",
+        card=replace(
+            dense.card,
+            name=f"sparse-{dense.card.name}",
+            title=f"{dense.card.title}, sparse reward",
+            goal=f"{dense.card.goal} Only steps at least {threshold:g} m from the start count.",
+            reward=reward,
+        ),
+        make_local_batch=partial(batch, threads=1),
+        make_threaded_batch=batch,
+        make_environment=partial(SparseReward, physics.env_id, threshold),
+        note=f"reward 1 for each step with |x| >= {threshold:g} m, else 0",
+    )
+
+
+def sparse_hopper(threshold: float = 0.6) -> Task:
+    """Hopper with a sparse reward from `threshold` metres on."""
+    return _sparse(hopper(), threshold)
+
+
+def sparse_walker2d(threshold: float = 0.6) -> Task:
+    """Walker2d with a sparse reward from `threshold` metres on."""
+    return _sparse(walker2d(), threshold)
+
+
+def sparse_halfcheetah(threshold: float = 5.0) -> Task:
+    """HalfCheetah with a sparse reward from `threshold` metres on."""
+    return _sparse(halfcheetah(), threshold)
 
 
 def gymnasium_task(env_id: str) -> Task:
