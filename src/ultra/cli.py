@@ -240,8 +240,14 @@ def _stage_verb(stage: str) -> Callable[[list[str]], int]:
 
         folder = api.run_stage(options.run, stage, _reporter(options.quiet))
         if stage in ("advise", "verify"):
-            _print_advice(folder / ("advice.jsonl" if stage == "advise" else "verified.jsonl"))
-            _print_rules(folder / "rules.jsonl")
+            advice, rules = {
+                "advise": ("advice.jsonl", "rules.jsonl"),
+                "verify": ("verified.jsonl", "verified-rules.jsonl"),
+            }[stage]
+            _print_advice(folder / advice)
+            _print_rules(folder / rules)
+        if stage == "verify":
+            _print_audit(options.run)
         if stage == "finetune" and (options.run / "result.json").is_file():
             _print_result(Run.open(options.run).read_result(), options.run)
         print(folder)
@@ -265,6 +271,17 @@ def _print_rules(path: Path) -> None:
     text = explain_rules(load_rules(path))
     if text:
         print(text, end="\n\n")
+
+
+def _print_audit(path: Path) -> None:
+    from ultra.pipeline import Refinement
+    from ultra.reporting import audit_table
+    from ultra.run import Run
+
+    run = Run.open(path)
+    found = Refinement(run, _reporter(quiet=True)).audit()
+    if found is not None:
+        print(audit_table(found, run.config.analyst))
 
 
 def _evaluate(arguments: list[str]) -> int:
