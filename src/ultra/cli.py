@@ -133,6 +133,9 @@ def _reporter(quiet: bool) -> Reporter:
 
 def _overlay(kind: type[Any], arguments: list[str]) -> tuple[Any, list[str]]:
     """Settings of `--config FILE` as defaults, and the arguments without it."""
+    from dataclasses import MISSING, fields
+
+    import tyro
     import yaml
 
     from ultra.run import settings_from_dict
@@ -148,7 +151,8 @@ def _overlay(kind: type[Any], arguments: list[str]) -> tuple[Any, list[str]]:
                 raise UltraError(f"cannot read --config {path}: {error}") from error
             if not isinstance(raw, dict):
                 raise UltraError(f"--config {path} must hold settings by name, not {raw!r}")
-            return settings_from_dict(kind, raw), rest
+            required = {field.name for field in fields(kind) if field.default is field.default_factory is MISSING}
+            return settings_from_dict(kind, dict.fromkeys(required, tyro.MISSING) | raw), rest
     return None, arguments
 
 
@@ -222,7 +226,7 @@ def _collect(arguments: list[str]) -> int:
     from ultra import api
     from ultra.pipeline import Refinement
 
-    if not (options.run / "run.json").exists():
+    if not (options.run / "policy" / "start" / "policy.json").exists():
         if not options.task or not options.policy:
             raise UltraError(f"{options.run} is new: say what to refine, `ultra collect RUN --task TASK --policy DIR`")
         Refinement.start(options.run, settings_of(options, RefineConfig), _reporter(quiet=True))

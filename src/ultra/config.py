@@ -25,9 +25,9 @@ class PPOConfig:
 
     environments: int = 32
     """Environments that step together."""
-    rollout_steps: int = 128
+    rollout_steps: int = 64
     """Steps of each environment between updates."""
-    minibatch: int = 256
+    minibatch: int = 64
     """Samples in a gradient step."""
     epochs: int = 10
     """Passes over each rollout."""
