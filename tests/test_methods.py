@@ -221,7 +221,7 @@ def test_the_guides_steps_fall_as_long_as_the_return_holds_up() -> None:
         guidance.start(range(4))
         guidance.reward(None, np.zeros(4), np.full(4, value))
         guidance.start(range(4))
-        guidance.progress(0.5)
+        guidance.progress(0.5, always(1))
         steps.append(guidance.metrics()["guidance/guide_steps"])
     # Means of two: .96, .93 (too low), .95, 1, 1, 1, then there is nothing left to take away.
     assert steps == [6, 6, 4, 2, 0, 0, 0, 0]
@@ -232,7 +232,7 @@ def test_a_negative_return_may_be_a_little_more_negative() -> None:
     for value, left in ((-10.6, 8), (-10.4, 4)):
         guidance.reward(None, np.zeros(4), np.full(4, value))
         guidance.start(range(4))
-        guidance.progress(0.5)
+        guidance.progress(0.5, always(1))
         assert guidance.metrics()["guidance/guide_steps"] == left
 
 

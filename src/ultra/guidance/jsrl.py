@@ -59,7 +59,7 @@ class JSRLGuidance(NoGuidance):
         """The guide's steps h of an episode that begins now, before rounding."""
         return self._most * self._parts / self._config.stages
 
-    def progress(self, fraction: float) -> None:
+    def progress(self, fraction: float, policy: Policy) -> None:
         """Take away a part of the guide's steps if the last episodes were good enough."""
         if not self._finished:
             return

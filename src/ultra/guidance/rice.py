@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ultra.guidance.base import NoGuidance
 from ultra.guidance.novelty import Novelty
+from ultra.policy import Policy
 from ultra.spaces import Actions
 from ultra.tasks.batch import Facts, Indices, Observations, Snapshot
 
@@ -43,7 +44,7 @@ class RiceGuidance(NoGuidance):
         self._bonus: NDArray[np.float64] = np.zeros(1)
         self._counts = np.zeros(4)
 
-    def progress(self, fraction: float) -> None:
+    def progress(self, fraction: float, policy: Policy) -> None:
         """Between rollouts the novelty's network learns what was seen."""
         if self._novelty is not None:
             self._novelty.learn()
