@@ -331,7 +331,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of everything random."""
     hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers of actor and critic."""
+    """Widths of the hidden layers of actor and critic. Images have a convolutional network of fixed shape instead."""
     normalize: bool = True
     """Learn the mean and deviation of observations, and the scale of rewards."""
     sticky: float = 0.0

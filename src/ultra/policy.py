@@ -1,4 +1,4 @@
-"""Actor-critic policies: Gaussian or categorical MLPs in JAX, saved as JSON and safetensors."""
+"""Actor-critic policies: Gaussian or categorical networks in JAX, saved as JSON and safetensors."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from ultra import networks
 from ultra.errors import PolicyError, UltraError
 from ultra.files import make_directory, write_atomically
+from ultra.networks import Image
 from ultra.spaces import Actions, ActionSpace, Continuous, Discrete, from_json, to_json
 from ultra.tasks.batch import Observations
 
 Params = dict[str, Any]
-"""Weights as a tree of arrays: `actor` and `critic` are lists of {w, b}; `log_std` for continuous actions."""
+"""Weights as a tree of arrays: `actor` and `critic` are lists of {w, b}; `log_std` for continuous actions,
+and `features` for images: a list of {w, b} that actor and critic share."""
 
 FORMAT = 1
 _STATISTICS = ("count", "reward_variance", "reward_count", "clip")
@@ -33,11 +36,35 @@ _LOG_2PI = float(np.log(2 * np.pi))
 
 @dataclass(frozen=True)
 class Architecture:
-    """Shape of a policy: separate actor and critic MLPs with tanh between the layers."""
+    """Shape of a policy: separate actor and critic MLPs with tanh between the layers.
+
+    Where observations are images, both look at the features of one convolutional network.
+    """
 
     observation_size: int
     action_space: ActionSpace
     hidden: tuple[int, ...] = (64, 64)
+    image: Image | None = None
+
+    def __post_init__(self) -> None:
+        if self.image is None:
+            return
+        height, width, channels = self.image
+        if height != width or height < 36 or height * width * channels != self.observation_size:
+            raise UltraError(
+                f"images of {height} x {width} x {channels} in observations of {self.observation_size} entries do "
+                "not fit: square ones of at least 36 x 36 are needed"
+            )
+
+    @property
+    def dtype(self) -> type[np.uint8] | type[np.float32]:
+        """Kind of numbers in observations: bytes for images."""
+        return np.float32 if self.image is None else np.uint8
+
+    @property
+    def inputs(self) -> int:
+        """Inputs of the actor's and the critic's first layers."""
+        return self.observation_size if self.image is None else networks.FEATURES
 
 
 @dataclass(frozen=True)
@@ -165,24 +192,15 @@ def create_policy(architecture: Architecture, rng: np.random.Generator) -> Polic
     }
     if isinstance(space, Continuous):
         params["log_std"] = jnp.asarray(np.zeros(space.size, np.float32))
+    if architecture.image is not None:
+        params["features"] = networks.create(architecture.image, rng)
     return Policy(architecture, params, Normalizer.identity(architecture.observation_size))
 
 
 def _layers(rng: np.random.Generator, architecture: Architecture, outputs: int, last_gain: float) -> list[Params]:
-    sizes = [architecture.observation_size, *architecture.hidden, outputs]
+    sizes = [architecture.inputs, *architecture.hidden, outputs]
     gains = [float(np.sqrt(2))] * len(architecture.hidden) + [last_gain]
-    return [orthogonal(rng, rows, columns, gain) for (rows, columns), gain in zip(pairwise(sizes), gains, strict=True)]
-
-
-def orthogonal(rng: np.random.Generator, rows: int, columns: int, gain: float) -> Params:
-    """A layer with orthogonal weights (rows, columns) and no bias."""
-    tall = rng.standard_normal((max(rows, columns), min(rows, columns)))
-    q, r = np.linalg.qr(tall)
-    q = q * np.sign(np.diag(r))
-    weight = q if rows >= columns else q.T
-    # Made by NumPy: JAX would compile a program for each shape.
-    arrays = {"w": (gain * weight).astype(np.float32), "b": np.zeros(columns, np.float32)}
-    return {name: jnp.asarray(array) for name, array in arrays.items()}
+    return [networks.orthogonal(rng, shape, gain) for shape, gain in zip(pairwise(sizes), gains, strict=True)]
 
 
 def _mlp(layers: list[Params], x: jax.Array) -> jax.Array:
@@ -200,6 +218,8 @@ def normalize(arrays: tuple[Any, Any, Any], observations: jax.Array) -> jax.Arra
 
 def actor_critic(params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Outputs of the actor (n, size) and of the critic (n,) for normalised observations."""
+    if "features" in params:
+        x = networks.forward(params["features"], x)
     return _mlp(params["actor"], x), _mlp(params["critic"], x)[:, 0]
 
 
@@ -264,9 +284,10 @@ def flatten(params: Params, prefix: str = "") -> dict[str, NDArray[Any]]:
 def unflatten(flat: Mapping[str, NDArray[Any]]) -> Params:
     """Inverse of `flatten` for the parameters of a policy."""
     params: Params = {}
-    for net in ("actor", "critic"):
+    for net in ("features", "actor", "critic"):
         depth = sum(key.startswith(f"{net}.") and key.endswith(".w") for key in flat)
-        params[net] = [{part: jnp.asarray(flat[f"{net}.{i}.{part}"]) for part in ("w", "b")} for i in range(depth)]
+        if depth:
+            params[net] = [{part: jnp.asarray(flat[f"{net}.{i}.{part}"]) for part in ("w", "b")} for i in range(depth)]
     if "log_std" in flat:
         params["log_std"] = jnp.asarray(flat["log_std"])
     return params
@@ -298,6 +319,7 @@ def save_policy(policy: Policy, directory: Path, about: Mapping[str, Any] | None
         "observation_size": architecture.observation_size,
         "action_space": to_json(architecture.action_space),
         "hidden": list(architecture.hidden),
+        **({"image": list(architecture.image)} if architecture.image else {}),
         "normalizer": {name: getattr(normalizer, name) for name in _STATISTICS},
         "about": dict(about or {}),
     }
@@ -343,7 +365,10 @@ def _read_policy(path: Path) -> Policy:
     if header["format"] != FORMAT:
         raise PolicyError(f"{path}: policy format {header['format']!r} is not {FORMAT}: update ultra")
     size, hidden = index(header["observation_size"]), tuple(map(index, header["hidden"]))
-    architecture = Architecture(size, from_json(header["action_space"]), hidden)
+    image = tuple(map(index, header["image"])) if "image" in header else None
+    if image is not None and len(image) != 3:
+        raise UltraError(f"image is {list(image)}, but should be height, width and channels")
+    architecture = Architecture(size, from_json(header["action_space"]), hidden, image)
     arrays = load((path / "weights.safetensors").read_bytes())
     _check_arrays(architecture, arrays)
     mean, variance = (arrays.pop(f"normalizer.{name}").astype(np.float64) for name in ("mean", "variance"))
@@ -359,8 +384,11 @@ def _check_arrays(architecture: Architecture, arrays: Mapping[str, NDArray[Any]]
     """Compare names and shapes of the arrays with those that the architecture needs."""
     size, space = architecture.observation_size, architecture.action_space
     wanted: dict[str, tuple[int, ...]] = {"normalizer.mean": (size,), "normalizer.variance": (size,)}
+    if architecture.image is not None:
+        for i, shape in enumerate(networks.shapes(architecture.image)):
+            wanted |= {f"features.{i}.w": shape, f"features.{i}.b": shape[-1:]}
     for net, outputs in (("actor", space.size), ("critic", 1)):
-        for i, (rows, columns) in enumerate(pairwise([size, *architecture.hidden, outputs])):
+        for i, (rows, columns) in enumerate(pairwise([architecture.inputs, *architecture.hidden, outputs])):
             wanted |= {f"{net}.{i}.w": (rows, columns), f"{net}.{i}.b": (columns,)}
     if isinstance(space, Continuous):
         wanted["log_std"] = (space.size,)

@@ -141,13 +141,14 @@ def make_update(architecture: Architecture, config: PPOConfig, extra: LossTerm |
             name: rollout[name].reshape(-1, *rollout[name].shape[2:])
             for name in ("observations", "actions", "log_probs", "kept", "replaced", "weights")
         }
-        samples["observations"] = normalize(arrays, samples["observations"])
         samples["advantages"] = advantage.reshape(-1)
         samples["returns"] = (advantage + rollout["values"]).reshape(-1)
 
         def minibatch(carry: tuple[Params, Any], indices: jax.Array) -> tuple[tuple[Params, Any], dict[str, jax.Array]]:
             params, state = carry
             batch = {name: array[indices] for name, array in samples.items()}
+            # Here and not before: a rollout of images is kept as bytes.
+            batch["observations"] = normalize(arrays, batch["observations"])
             gradients, metrics = jax.grad(surrogate, has_aux=True)(params, batch, config, extra)
             changes, moved = step.update(gradients, state, params)
             changes = jax.tree.map(lambda change: rate * change, changes)
@@ -304,7 +305,7 @@ def train(
                 learner.policy = replace(learner.policy, normalizer=normalizer)
             rate = config.learning_rate * (1 - fraction if config.anneal else 1)
             figures = improve(learner, rollout, config, rng, guidance, rate)
-            if learn_statistics:
+            if learn_statistics and task.image is None:
                 seen = rollout.observations.reshape(-1, task.observation_size)
                 learner.policy = replace(learner.policy, normalizer=normalizer.with_observations(seen))
             budget.charge("train", rollout.steps)

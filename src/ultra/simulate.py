@@ -167,7 +167,8 @@ class _Slots:
         self.jobs = np.full(size, -1, dtype=np.int64)
         self.clocks = np.zeros(size, dtype=np.int64)
         self.outcomes: list[Outcome | None] = [None] * len(branches)
-        self.observations: Observations = np.zeros((size, policy.architecture.observation_size), np.float32)
+        shape = policy.architecture
+        self.observations: Observations = np.zeros((size, shape.observation_size), shape.dtype)
         self._fill(np.arange(size))
 
     @property

@@ -76,5 +76,7 @@ def _from_states(
         rice = replace(rice, probability=1.0, bonus=0.0)
     case.progress(f"{len(states)} start states, each with probability {rice.probability:g}; bonus {rice.bonus:g}")
     starts = [case.snapshot(state) for state in states] if rice.probability > 0 else []
-    novelty = Novelty(case.policy.normalizer, rice.learning_rate, rng) if rice.bonus > 0 else None
+    novelty = None
+    if rice.bonus > 0:
+        novelty = Novelty(case.policy.normalizer, rice.learning_rate, rng, case.policy.architecture.image)
     return RiceGuidance(starts, rice.probability, rice.bonus, novelty, rng)

@@ -16,18 +16,21 @@ import numpy as np
 import optax
 from numpy.typing import NDArray
 
-from ultra.policy import Normalizer, Params, normalize, orthogonal
+from ultra.networks import Image, orthogonal
+from ultra.policy import Normalizer, Params, normalize
 from ultra.tasks.batch import Observations
 
 TARGET = (128, 64)
 PREDICTOR = (128, 128, 64)
 """Widths of the layers after the input (RICE, appendix C)."""
+COARSE = 4
+"""So many times smaller images are for these networks, in both directions."""
 MINIBATCH = 256
 """Observations in a gradient step of the predictor."""
 
 
 def _network(rng: np.random.Generator, sizes: tuple[int, ...]) -> list[Params]:
-    return [orthogonal(rng, rows, columns, float(np.sqrt(2))) for rows, columns in pairwise(sizes)]
+    return [orthogonal(rng, shape, float(np.sqrt(2))) for shape in pairwise(sizes)]
 
 
 def _forward(layers: list[Params], x: jax.Array) -> jax.Array:
@@ -44,11 +47,16 @@ class Novelty:
         normalizer: by which observations are centred and scaled; it stays as it is.
         learning_rate: Adam's step size.
         rng: draws both networks, and the order of the observations in training.
+        image: of observations that are images; the networks see the last channel, `COARSE` times smaller.
     """
 
-    def __init__(self, normalizer: Normalizer, learning_rate: float, rng: np.random.Generator) -> None:
+    def __init__(
+        self, normalizer: Normalizer, learning_rate: float, rng: np.random.Generator, image: Image | None = None
+    ) -> None:
+        if image is not None:
+            normalizer = Normalizer.identity((image[0] // COARSE) * (image[1] // COARSE))
         size = len(normalizer.mean)
-        self._rng = rng
+        self._rng, self._image = rng, image
         self._arrays = normalizer.arrays()
         self._target = _network(rng, (size, *TARGET))
         self._predictor = _network(rng, (size, *PREDICTOR))
@@ -77,10 +85,22 @@ class Novelty:
 
         The mean square runs over all errors so far, so that the bonus decays as the errors do.
         """
-        self._waiting.append(observations.copy())
+        observations = self._view(observations)
+        self._waiting.append(observations)
         errors = np.asarray(self._errors(self._predictor, self._target, self._arrays, observations), np.float64)
         self._scale = self._scale.with_returns(errors)
         return errors / self._scale.reward_scale
+
+    def _view(self, observations: Observations) -> Observations:
+        """What the networks see of observations (n, ...): all of it, or of images a coarse copy in [0, 1]."""
+        if self._image is None:
+            return observations.copy()
+        height, width, channels = self._image
+        newest = observations.reshape(-1, height, width, channels)[..., -1].astype(np.float32) / 255
+        rows, columns = height // COARSE, width // COARSE
+        blocks = newest[:, : rows * COARSE, : columns * COARSE].reshape(-1, rows, COARSE, columns, COARSE)
+        view: Observations = blocks.mean(axis=(2, 4)).reshape(len(observations), -1)
+        return view
 
     def learn(self) -> None:
         """Train the predictor once on every observation since the last time."""

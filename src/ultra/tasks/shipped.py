@@ -36,6 +36,25 @@ def pong(sticky: float = 0.0) -> Task:
     )
 
 
+def pong_pixels(sticky: float = 0.0) -> Task:
+    """Pong with the last four screens in grey as observations, and the facts of `pong`.
+
+    Args:
+        sticky: probability that the console repeats the previous action in a frame.
+    """
+    from ultra.tasks import pong_pixels as module
+
+    return replace(
+        pong(sticky),
+        name="pong-pixels",
+        card=replace(shipped_card("pong"), name="pong-pixels"),
+        observation_size=module.OBSERVATION_SIZE,
+        make_local_batch=partial(module.PixelPongBatch, sticky=sticky),
+        make_environment=partial(module.PixelPong, sticky=sticky),
+        image=module.IMAGE,
+    )
+
+
 def _mujoco(name: str, observation_size: int, actuators: int, time_limit: int) -> Task:
     from ultra.tasks import mujoco as module
 

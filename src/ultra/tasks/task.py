@@ -35,6 +35,7 @@ class Task:
         snapshot_every: steps between the snapshots of a trajectory (states between are replayed).
         sampled_evaluation: whether evaluation samples actions. In a deterministic game the most likely
             actions can rally for ever (RL Baselines3 Zoo samples on Atari for the same reason).
+        image: height, width and channels where observations are flattened images, as bytes; else None.
         note: a line for people about options that change the task, such as a threshold; empty if there are none.
         target: `module:function` that made the task, set by `get_task`; empty for a task made by hand.
         options: what that function was given, to make the task again in another process.
@@ -51,6 +52,7 @@ class Task:
     in_workers: bool = False
     snapshot_every: int = 1
     sampled_evaluation: bool = False
+    image: tuple[int, int, int] | None = None
     note: str = ""
     target: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
