@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 
 import ultra
-from ultra import api, evaluation, pipeline
+from ultra import api, cli, evaluation, pipeline
 from ultra.advice import load_states
 from ultra.config import CollectConfig, EvaluateConfig, Method, PPOConfig, RefineConfig, RiceConfig, StateMaskConfig
+from ultra.errors import RunDirectoryError
 from ultra.evaluation import evaluation_seeds
 from ultra.pipeline import Refinement
 from ultra.policy import Policy, flatten, load_policy
@@ -191,3 +193,21 @@ def test_start_and_last_are_played_once_on_seeds_of_their_own(tmp_path: Path, mo
     assert not collected & set(played[0])
     returns = result["return"]
     assert returns["best"] == returns["last" if result["improved"] else "start"]
+
+
+@pytest.mark.parametrize("method", ["rice", "random"])
+def test_critical_states_of_a_run_are_scored(
+    method: str, finished: dict[str, tuple[Path, dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the mask network's importance of every step, or by that of the states."""
+    path, _ = finished[method]
+    assert cli.run(["fidelity", str(path), "--json"]) == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [score["share"] for score in printed] == [0.1, 0.2, 0.3, 0.4]
+    assert all(score["steps"] > 0 and score["change"] >= 0 for score in printed)
+    assert json.loads((path / "round-1" / "fidelity.json").read_text()) == printed
+
+
+def test_a_run_without_critical_states_has_no_fidelity(finished: dict[str, tuple[Path, dict[str, Any]]]) -> None:
+    with pytest.raises(RunDirectoryError, match="stage 'round-1/identify' is not done yet"):
+        api.fidelity(finished["jsrl"][0])

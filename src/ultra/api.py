@@ -6,17 +6,25 @@ Each function does what the command of the same name does; `reporter` is silent 
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ultra.advice import load_states
 from ultra.config import RefineConfig, TrainConfig
 from ultra.evaluation import evaluate as evaluate_policy
 from ultra.evaluation import evaluation_seeds
+from ultra.fidelity import Fidelity, importance_of_states
+from ultra.fidelity import fidelity as score_fidelity
+from ultra.files import write_json
 from ultra.pipeline import Refinement
 from ultra.policy import Policy, load_policy
 from ultra.progress import Reporter
 from ultra.reporting import write_report
 from ultra.run import STAGES, Run
+from ultra.statemask import importance
 from ultra.statistics import Estimate
 from ultra.tasks import Task, get_task
 from ultra.training import train_policy
@@ -69,6 +77,40 @@ def report(run: PathLike, out: PathLike | None = None) -> Path:
 def collect(run: PathLike, reporter: Reporter | None = None) -> Path:
     """Stage 1 of a run: trajectories of the policy; returns the folder of the round's files."""
     return run_stage(run, "collect", reporter)
+
+
+def fidelity(run: PathLike, number: int = 0, reporter: Reporter | None = None) -> list[Fidelity]:
+    """Score how well a run's critical states explain its episodes; the scores are kept in the round's folder.
+
+    A mask network is scored by its importance of every step, any other analyst by that of its critical
+    states. The steps that it takes are told, but are not part of the run's budget.
+
+    Args:
+        run: its directory.
+        number: round; 0 is the last one with critical states.
+        reporter: tells a person how far it is.
+
+    Raises:
+        RunDirectoryError: if the round has no critical states yet.
+    """
+    refinement = Refinement(Run.open(Path(run)), reporter or Reporter(quiet=True))
+    rounds = range(1, refinement.config.rounds + 1)
+    if not number:
+        number = max((n for n in rounds if refinement.run.finished(f"round-{n}/identify")), default=1)
+    refinement.run.require(f"round-{number}/identify", f"ultra identify {run}")
+    folder = refinement.run.round(number)
+    with refinement.case(number, "identify") as case:
+        if (folder / "mask").is_dir():
+            mask = load_policy(folder / "mask")
+            importances = [importance(mask, episode.observations[:-1]) for episode in case.episodes]
+        else:
+            importances = importance_of_states(load_states(folder / "states.jsonl"), case.episodes)
+        rng = np.random.default_rng([refinement.config.seed, number, len(STAGES), 1])
+        scores = score_fidelity(
+            case.task, case.policy, case.episodes, importances, rng, workers=refinement.config.workers
+        )
+    write_json(folder / "fidelity.json", [asdict(score) for score in scores])
+    return scores
 
 
 def identify(run: PathLike, reporter: Reporter | None = None) -> Path:

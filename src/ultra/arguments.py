@@ -106,6 +106,21 @@ class ReportArguments:
 
 
 @dataclass(frozen=True)
+class FidelityArguments:
+    """Score the critical states of a run: how much does the return change if random actions are taken there?
+
+    The field's measure of an explanation (StateMask, RICE); higher is better. Works for every analyst.
+    """
+
+    run: Positional[Path]
+    """Run directory."""
+    round: int = 0
+    """Round; 0 is the last one with critical states."""
+    json: bool = False
+    """Print JSON Lines."""
+
+
+@dataclass(frozen=True)
 class PromptArguments:
     """Print exactly what a language model is sent for an episode: any chat window can be given it."""
 

@@ -37,6 +37,7 @@ the stages of `refine` one by one, on its run directory:
   advise       2. suggest what to do there
   verify       3. try every advice in the simulator
   finetune     4. train with the advice as guidance
+  fidelity     score how well the critical states explain the episodes
   prompt       print what a language model is sent
 
 language models as analysts (`--analyst llm:PROVIDER/MODEL`):
@@ -96,6 +97,7 @@ def _verbs() -> dict[str, Callable[[list[str]], int]]:
         **stages,
         "evaluate": _evaluate,
         "report": _report,
+        "fidelity": _fidelity,
         "prompt": _prompt,
         "llm": _group("llm"),
         "ledger": _group("ledger"),
@@ -317,6 +319,26 @@ def _report(arguments: list[str]) -> int:
     folder = report(options.run, options.out)
     print((folder / "table.md").read_text(encoding="utf-8"))
     print(f"report: {folder / 'report.html'}")
+    return 0
+
+
+def _fidelity(arguments: list[str]) -> int:
+    import json
+    from dataclasses import asdict
+
+    from ultra.arguments import FidelityArguments
+
+    options = _parse(FidelityArguments, "fidelity", arguments)
+    from ultra.api import fidelity
+
+    for score in fidelity(options.run, options.round):
+        if options.json:
+            print(json.dumps(asdict(score)))
+        else:
+            print(
+                f"{score.share:.0%} of the steps: fidelity {score.score:+.2f} (return changed by {score.change:.1f} of "
+                f"{score.largest:.1f}, {score.episodes} episodes, {score.steps:,} steps outside the budget)"
+            )
     return 0
 
 

@@ -30,6 +30,11 @@ from ultra.tasks.task import Task
 
 NO_GUIDANCE = NoGuidance()
 
+_Moving = tuple[Params, Any]
+"""Parameters and state of the optimiser."""
+_Moved = tuple[_Moving, dict[str, jax.Array]]
+"""The same after a minibatch, and its figures."""
+
 FIGURES = ("loss", "policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction")
 """What a minibatch gives for the logs, under `train/`."""
 
@@ -147,24 +152,25 @@ def make_update(architecture: Architecture, config: PPOConfig, extra: LossTerm |
         samples["advantages"] = advantage.reshape(-1)
         samples["returns"] = (advantage + rollout["values"]).reshape(-1)
 
-        def learn(carry: tuple[Params, Any], batch: dict[str, jax.Array]) -> tuple[tuple[Params, Any], dict[str, Any]]:
+        def learn(carry: _Moving, batch: dict[str, jax.Array]) -> _Moved:
             params, state = carry
             gradients, metrics = jax.grad(surrogate, has_aux=True)(params, batch, config, extra)
             changes, state = step.update(gradients, state, params)
             changes = jax.tree.map(lambda change: rate * change, changes)
             return (optax.apply_updates(params, changes), state), metrics
 
-        def skip(carry: tuple[Params, Any], batch: dict[str, jax.Array]) -> tuple[tuple[Params, Any], dict[str, Any]]:
+        def skip(carry: _Moving, batch: dict[str, jax.Array]) -> _Moved:
             return carry, {f"train/{name}": jnp.zeros(()) for name in FIGURES}
 
-        def minibatch(carry: tuple[Params, Any], indices: jax.Array) -> tuple[tuple[Params, Any], dict[str, jax.Array]]:
+        def minibatch(carry: _Moving, indices: jax.Array) -> _Moved:
             batch = {name: array[indices] for name, array in samples.items()}
             # Here and not before: a rollout of images is kept as bytes.
             batch["observations"] = normalize(arrays, batch["observations"])
             if extra is not None:
                 return learn(carry, batch)
             # Without a sample to learn from nothing moves, not even by Adam's momentum.
-            return jax.lax.cond(batch["kept"].any(), learn, skip, carry, batch)
+            result: _Moved = jax.lax.cond(batch["kept"].any(), learn, skip, carry, batch)
+            return result
 
         (params, state), metrics = jax.lax.scan(minibatch, (params, state), order.reshape(-1, config.minibatch))
         explained = 1 - jnp.var(samples["returns"] - rollout["values"].reshape(-1)) / jnp.maximum(

@@ -74,7 +74,7 @@ def _from_states(
     rice = config.rice
     if config.method == "statemask-r":
         rice = replace(rice, probability=1.0, bonus=0.0)
-    case.progress(f"{len(states)} start states, each with probability {rice.probability:g}; bonus {rice.bonus:g}")
+    case.progress(f"{rice.probability:.0%} of the episodes start from {len(states)} states; bonus {rice.bonus:g}")
     starts = [case.snapshot(state) for state in states] if rice.probability > 0 else []
     novelty = None
     if rice.bonus > 0:

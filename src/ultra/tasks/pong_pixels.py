@@ -92,7 +92,7 @@ class PixelPong(ObjectPong):
 
     def __init__(self, sticky: float = 0.0) -> None:
         super().__init__(sticky)
-        self.observation_space = gymnasium.spaces.Box(0, 255, (OBSERVATION_SIZE,), np.uint8)
+        self.observation_space = gymnasium.spaces.Box(0, 255, (OBSERVATION_SIZE,), np.uint8)  # type: ignore[arg-type]
         self._screens: deque[Screen] = deque(maxlen=2)
         self._image = np.zeros(IMAGE, np.uint8)
 
