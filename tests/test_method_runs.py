@@ -166,6 +166,14 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     assert {k: result[k] for k in ("budget", "returns")} == {k: wanted[k] for k in ("budget", "returns")}
 
 
+def test_several_states_may_be_taken_from_an_episode(tmp_path: Path) -> None:
+    config = replace(BASE, rice=replace(BASE.rice, states=9, episodes=2))
+    api.refine(config, tmp_path / "run")
+    states = load_states(tmp_path / "run" / "round-1" / "states.jsonl")
+    assert len({(state.episode, state.t) for state in states}) == 9
+    assert {state.episode for state in states} == {0, 1}
+
+
 def test_the_seed_decides(finished: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path) -> None:
     """In published code --seed had no effect."""
     path, result = finished["rice"]

@@ -214,6 +214,21 @@ def test_the_guide_acts_first_and_its_steps_do_not_train() -> None:
     assert same(update(replaced=np.ones_like(guided)), some_policy())
 
 
+def test_figures_are_means_over_the_minibatches_that_teach() -> None:
+    """A quarter of the samples is the explorer's, as many as fill one minibatch of four."""
+    config = PPOConfig(environments=4, rollout_steps=4, minibatch=4, epochs=1, learning_rate=1e-9)
+    environments = Environments(Clockwork(4), NoGuidance(), np.random.default_rng(0))
+    environments.begin()
+    rollout = environments.rollout(some_policy(), 4, 0.99)
+    own = np.arange(4)[:, None] == np.full(4, 3)
+    figures = []
+    for replaced in (~own, np.zeros_like(own)):
+        learner = Learner(some_policy(), optimizer(config).init(some_policy().params))
+        rng = np.random.default_rng(0)
+        figures.append(improve(learner, replace(rollout, replaced=replaced), config, rng, jsrl(some_policy()), 1e-9))
+    assert figures[0]["train/entropy_loss"] == pytest.approx(figures[1]["train/entropy_loss"], rel=0.05)
+
+
 def test_the_guides_steps_fall_as_long_as_the_return_holds_up() -> None:
     guidance = jsrl(always(1), best=1.0, stages=4, window=2, length=8.0)
     steps = []

@@ -256,12 +256,15 @@ class RiceConfig:
     """Adam's step size for the network that predicts the random one."""
     episodes: int = 64
     """Episodes from which start states are taken, as far as --collect.share allows."""
+    states: int = 0
+    """Start states in all; 0 takes one from each episode."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.probability <= 1, "probability", self.probability, "between 0 and 1")
         _check(self.bonus >= 0, "bonus", self.bonus, "at least 0")
         _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
         _check(self.episodes >= 1, "episodes", self.episodes, "at least 1")
+        _check(self.states >= 0, "states", self.states, "at least 0")
 
 
 @dataclass(frozen=True)

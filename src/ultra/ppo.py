@@ -172,15 +172,14 @@ def make_update(architecture: Architecture, config: PPOConfig, extra: LossTerm |
             result: _Moved = jax.lax.cond(batch["kept"].any(), learn, skip, carry, batch)
             return result
 
-        (params, state), metrics = jax.lax.scan(minibatch, (params, state), order.reshape(-1, config.minibatch))
+        minibatches = order.reshape(-1, config.minibatch)
+        (params, state), metrics = jax.lax.scan(minibatch, (params, state), minibatches)
+        taught = samples["kept"][minibatches].any(axis=1)  # figures are means over these
         explained = 1 - jnp.var(samples["returns"] - rollout["values"].reshape(-1)) / jnp.maximum(
             jnp.var(samples["returns"]), 1e-12
         )
-        return (
-            params,
-            state,
-            {k: v.mean() for k, v in metrics.items()} | {"train/explained_variance": explained},
-        )
+        figures = {k: v.sum(where=taught) / jnp.maximum(taught.sum(), 1) for k, v in metrics.items()}
+        return params, state, figures | {"train/explained_variance": explained}
 
     return update
 

@@ -34,8 +34,10 @@ def analyst_of(config: RefineConfig) -> str:
 
 
 def analysis_of(config: RefineConfig, episodes: int) -> AnalyseConfig:
-    """Settings of the analysis; a method that starts from critical states needs one from each episode."""
-    return replace(config.analyse, states=episodes) if config.method in STARTS else config.analyse
+    """Settings of the analysis; a method that starts from critical states asks for one from each episode."""
+    if config.method not in STARTS:
+        return config.analyse
+    return replace(config.analyse, states=config.rice.states or episodes)
 
 
 def allowance_of(config: RefineConfig) -> float:
