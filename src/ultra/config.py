@@ -227,7 +227,8 @@ class RefineConfig:
     method: Method = "ultra-ra"
     """`none` only evaluates; `ppo` fine-tunes plainly; `ultra-*` use advice on actions, rewards or both."""
     analyst: str = "search"
-    """Who reads the episodes: `search` (simulated branches, no language model), `random` (the control),
+    """Who reads the episodes: `search` (simulated branches, no language model), `random` (the control), `worst` (an
+    adversary, for testing trust),
     `llm:PROVIDER/MODEL`, `mailbox:DIR` (any chat window) or `recorded:FILE` (answers of a ledger export)."""
     steps: int = 200_000
     """The whole budget of environment steps: collection, analysis, verification and training."""
