@@ -290,8 +290,8 @@ class RefineConfig:
     """`none` only evaluates; `ppo` fine-tunes plainly; `jsrl`, `statemask-r`, `rice` and `random` (states) are
     the methods compared with; `ultra-*` use advice on actions, rewards or both."""
     analyst: str = "search"
-    """Who reads the episodes: `search` (simulated branches, no language model), `random` (the control),
-    `statemask` (critical states only),
+    """Who reads the episodes: `search` (simulated branches, no language model), `random` (the control), `worst` (an
+    adversary, for testing trust), `statemask` (critical states only),
     `llm:PROVIDER/MODEL`, `mailbox:DIR` (any chat window) or `recorded:FILE` (answers of a ledger export)."""
     steps: int = 200_000
     """The whole budget of environment steps: collection, analysis, verification and training."""

@@ -46,12 +46,13 @@ from ultra.policy import Policy, check_fits, load_policy, save_policy
 from ultra.ppo import train
 from ultra.progress import Reporter, TrainingLog
 from ultra.run import STAGES, Run, versions
+from ultra.simulate import Habit
 from ultra.statistics import difference_interval
 from ultra.tasks import Task, get_task
 from ultra.tasks.batch import Batch
 from ultra.trajectories import Episodes, save_trajectory
 from ultra.usage import usage_of
-from ultra.verification import FIRST_LOOK, Bench, Proposal, Recheck, audit, audit_of, verify
+from ultra.verification import FIRST_LOOK, Bench, Proposal, Recheck, audit, audit_of, verify, verify_rules
 
 BRANCHES_TOGETHER = 64
 
@@ -216,14 +217,13 @@ class Refinement:
         if not tried:
             return rules, 0
         names = self.task.card.fact_names
-        proposals = [Proposal(plan, guard=parse(rule.guard, names)) for rule, plan in tried]
-        # Episodes are cut where the allowance would not last for a first look at every rule.
-        affordable = allowance // (FIRST_LOOK * (len(proposals) + 1))
+        habits = {rule.guard: Habit(parse(rule.guard, names), plan) for rule, plan in tried}
+        # Episodes are cut where the allowance would not last for a first look at every rule and at two sets.
+        affordable = allowance // (FIRST_LOOK * (len(habits) + 4))
         longest = min(self.task.time_limit, max(self.config.analyse.horizon, affordable))
         bench = self._bench(case, allowance, longest, gamma=1.0)
-        found = verify(proposals, bench, self.config.verify)
-        results = dict(zip([rule.guard for rule, _ in tried], found, strict=True))
-        return [replace(rule, verification=results.get(rule.guard)) for rule in rules], allowance - bench.left
+        found = verify_rules(habits, bench, self.config.verify)
+        return [replace(rule, **found.get(rule.guard, {})) for rule in rules], allowance - bench.left
 
     def _bench(self, case: Case, allowance: int, horizon: int = 0, gamma: float | None = None) -> Bench:
         return Bench(
@@ -243,7 +243,7 @@ class Refinement:
             return advice, rules
         earlier = self.run.round(number - 1)
         old = [item for item in load_advice(earlier / "verified.jsonl") if item.verdict == "helps"]
-        known = [rule for rule in load_rules(earlier / "verified-rules.jsonl") if rule.verdict == "helps"]
+        known = [replace(rule, together=None) for rule in load_rules(earlier / "verified-rules.jsonl") if rule.together]
         guards = {rule.guard for rule in known}
         return [*old, *advice], [*known, *(rule for rule in rules if rule.guard not in guards)]
 

@@ -154,6 +154,10 @@ def explain_rules(rules: Sequence[Rule]) -> str:
                 f"    Tried in whole episodes: {found.verdict}, {found.advantage:+.2f} return "
                 f"[{found.low:+.2f}, {found.high:+.2f}] over {found.pairs} pairs."
             )
+            if rule.together is not None and rule.together != found:
+                lines.append(f"    Chosen: together with others {rule.together.advantage:+.2f}.")
+            elif rule.together is not None:
+                lines.append("    Chosen.")
         elif rule.plan is None:
             lines.append("    Not tried: a reward alone changes no episode; it takes part only with --trust all.")
     return "\n".join(lines)
