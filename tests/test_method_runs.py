@@ -124,40 +124,33 @@ def test_the_mask_analyst_names_states_and_gives_no_advice(tmp_path: Path) -> No
     assert result["audit"]["advices"] == 0
 
 
-@pytest.mark.parametrize(("method", "stage", "call"), [("rice", "mask", 2), ("rice", "train", 5), ("jsrl", "train", 5)])
+def interrupt(patch: pytest.MonkeyPatch, owner: type, name: str, call: int, about: str = "") -> None:
+    """Press Ctrl-C after some calls of a method whose first argument speaks of something."""
+    original, calls = getattr(owner, name), iter(range(1000))
+
+    def replacement(self: Any, argument: Any) -> None:
+        original(self, argument)
+        if about in str(argument) and next(calls) == call:
+            raise KeyboardInterrupt
+
+    patch.setattr(owner, name, replacement)
+
+
+@pytest.mark.parametrize(
+    ("method", "where"),
+    [
+        ("rice", (Reporter, "say", 2, "mask network")),
+        ("rice", (TrainingLog, "__call__", 5)),
+        ("jsrl", (TrainingLog, "__call__", 5)),
+    ],
+    ids=["rice-mask", "rice-training", "jsrl-training"],
+)
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
-    method: Method,
-    stage: str,
-    call: int,
-    finished: dict[str, tuple[Path, dict[str, Any]]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    method: Method, where: Any, finished: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path
 ) -> None:
     config, path = replace(BASE, method=method), tmp_path / "run"
-    if stage == "mask":
-        owner, name = ultra.progress.Reporter, "say"
-        calls = iter(range(1000))
-        original: Any = Reporter.say
-
-        def say(self: Reporter, text: str) -> None:
-            original(self, text)
-            if "mask network" in text and next(calls) == call:
-                raise KeyboardInterrupt
-
-        replacement: Any = say
-    else:
-        owner, name = TrainingLog, "__call__"  # type: ignore[assignment]
-        calls = iter(range(1000))
-        original = TrainingLog.__call__
-
-        def note(self: TrainingLog, iteration: Any) -> None:
-            original(self, iteration)
-            if next(calls) == call:
-                raise KeyboardInterrupt
-
-        replacement = note
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(owner, name, replacement)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, *where)
         api.refine(config, path)
     assert list((path / "round-1").glob("*checkpoint.npz"))
     result = api.refine(config, path)

@@ -282,7 +282,7 @@ def test_the_probability_is_that_of_a_critical_start() -> None:
 @pytest.mark.parametrize("name", ["hopper", "walker2d", "halfcheetah", "reacher"])
 def test_a_restored_episode_has_a_full_time_limit_and_the_environments_own_observation(name: str) -> None:
     """In published code the clock ran on, and the observation was rebuilt by hand and wrong."""
-    task = replace(get_task(name), time_limit=50)
+    task = get_task(name)
     batch = task.make_local_batch(1)
     batch.reset([0], [3])
     rng, size = np.random.default_rng(0), task.action_space.size

@@ -23,13 +23,13 @@ OBSERVATION_SIZE = SIDE * SIDE * CHANNELS
 Screen = NDArray[np.uint8]
 
 
-def _averaging(old: int, new: int) -> NDArray[np.float64]:
+def _averaging(old: int, new: int) -> NDArray[np.float32]:
     """A matrix (new, old) that shrinks a line of pixels by averaging over areas."""
     edges = np.arange(new + 1) * old / new
     low, high = edges[:-1, None], edges[1:, None]
     cells = np.arange(old)[None]
     overlap = np.clip(np.minimum(high, cells + 1) - np.maximum(low, cells), 0, None)
-    weights: NDArray[np.float64] = overlap * new / old
+    weights: NDArray[np.float32] = (overlap * new / old).astype(np.float32)
     return weights
 
 
@@ -38,7 +38,8 @@ _ROWS, _COLUMNS = _averaging(210, SIDE), _averaging(160, SIDE).T
 
 def shrink(screen: Screen) -> Screen:
     """A grey screen (210, 160) as (84, 84), every pixel the mean of the area that it stands for."""
-    return np.rint(_ROWS @ screen @ _COLUMNS).astype(np.uint8)
+    small: Screen = np.rint(_ROWS @ screen.astype(np.float32) @ _COLUMNS).astype(np.uint8)
+    return small
 
 
 def first_image(screen: Screen) -> Screen:
@@ -48,8 +49,10 @@ def first_image(screen: Screen) -> Screen:
 
 def next_image(image: Screen, screens: Sequence[Screen]) -> Screen:
     """The image after a step whose last frames are `screens`: the oldest channel goes, the newest is last."""
-    newest = shrink(np.max(np.stack(screens), axis=0))
-    return np.concatenate([image[..., 1:], newest[..., None]], axis=2)
+    result = np.empty_like(image)
+    result[..., :-1] = image[..., 1:]
+    result[..., -1] = shrink(np.maximum.reduce(screens))
+    return result
 
 
 class PixelPongBatch(PongBatch):
