@@ -23,6 +23,9 @@ from ultra.files import make_directory, write_atomically
 from ultra.networks import Image
 from ultra.spaces import Actions, ActionSpace, Continuous, Discrete, from_json, to_json
 from ultra.tasks.batch import Observations
+from ultra.xla import keep_compiled_code
+
+keep_compiled_code()
 
 Params = dict[str, Any]
 """Weights as a tree of arrays: `actor` and `critic` are lists of {w, b}; `log_std` for continuous actions,
