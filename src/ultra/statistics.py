@@ -68,7 +68,9 @@ def difference_interval(new: Sequence[float], old: Sequence[float], confidence: 
 
 def interquartile_mean(values: Array) -> float:
     """Mean of the middle half of all values, whatever their shape."""
-    return float(stats.trim_mean(np.ravel(values), proportiontocut=0.25))
+    ordered = np.sort(np.ravel(values))
+    cut = len(ordered) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
 
 
 def probability_of_improvement(new: Array, old: Array) -> float:
