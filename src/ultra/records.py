@@ -17,13 +17,14 @@ Record = TypeVar("Record")
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
-def record_from(kind: type[Record], value: Mapping[str, Any], where: str = "") -> Record:
+def record_from(kind: type[Record], value: Mapping[str, Any], where: str = "", missing: object = MISSING) -> Record:
     """Build a record from plain values, records within it too.
 
     Args:
         kind: a dataclass.
         value: fields by name; what is left out keeps its default.
         where: path of the record, for errors (`tasks.hopper`).
+        missing: what fields without a default get when they are left out; by default that is an error.
 
     Raises:
         UltraError: for an unknown name (the closest is offered), a missing one, or a value of another type.
@@ -34,11 +35,13 @@ def record_from(kind: type[Record], value: Mapping[str, Any], where: str = "") -
     for name in value:
         if name not in types:
             raise UltraError(f"unknown setting {_join(where, name)!r}: {closest(str(name), types)}")
-    needed = (f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING)  # type: ignore[arg-type]
-    for name in needed:
-        if name not in value:
-            raise UltraError(f"setting {_join(where, name)!r} is missing")
-    return kind(**{name: _convert(types[name], item, _join(where, name)) for name, item in value.items()})
+    values = {name: _convert(types[name], item, _join(where, name)) for name, item in value.items()}
+    for field in fields(kind):  # type: ignore[arg-type]
+        if field.default is field.default_factory is MISSING and field.name not in values:
+            if missing is MISSING:
+                raise UltraError(f"setting {_join(where, field.name)!r} is missing")
+            values[field.name] = missing
+    return kind(**values)
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 from ultra.config import RefineConfig, TrainConfig
 from ultra.errors import UltraError
-from ultra.pipeline import stages_of
 from ultra.quickstart import POLICIES
 from ultra.records import closest, record_from
 
@@ -55,7 +54,7 @@ class StudyMethod:
     @property
     def advised(self) -> bool:
         """Whether it takes an analyst's advice."""
-        return "advise" in stages_of(self.method or self.name)
+        return (self.method or self.name).startswith("ultra")
 
 
 @dataclass(frozen=True)
