@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import yaml
 from ultra import study
 from ultra.api import report
 
-ray = pytest.importorskip("ray", reason="needs the extra `ray` (make install-ray)")
+ray: Any = pytest.importorskip("ray", reason="needs the extra `ray` (make install-ray)")
 
 PPO = {"environments": 4, "rollout_steps": 64, "minibatch": 64}
 SETTINGS = {"steps": 60_000, "evaluate": {"episodes": 3}, "ppo": PPO}
@@ -27,7 +28,7 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80_000_000})
-    ray.init(address=made.address, log_to_driver=False, logging_level="error")
+    ray.init(address=made.address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield made
     finally:

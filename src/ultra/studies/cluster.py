@@ -8,6 +8,7 @@ its successor never write at the same time, and a result that is there is never 
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -39,7 +40,7 @@ class RayPool:
         self._started = not ray.is_initialized()
         if self._started:
             try:
-                ray.init(address=address or None, log_to_driver=False, logging_level="warning")
+                ray.init(address=address or None, log_to_driver=False, logging_level=logging.WARNING)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 where = address or os.environ.get("RAY_ADDRESS", "this machine")
                 raise UltraError(

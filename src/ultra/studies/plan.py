@@ -28,7 +28,7 @@ class StudyTask:
     policy: str = ""
     """Directory of the starting policy, relative to the study file, or `shipped:NAME`; default: the shipped one."""
     train: Mapping[str, Any] | None = None
-    """Settings of `ultra train`, if the study is to train the starting policy itself."""
+    """Settings of `ultra train`, if the study is to train the starting policy itself; perhaps on another `task`."""
     reference: float | None = None
     """The return that counts as a normalised score of 1; default: the best method's mean in the study."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -190,8 +190,9 @@ class Study:
         """The settings with which the starting policy of a task is trained."""
         where = f"tasks.{task.name}.train"
         settings = dict(task.train or {})
-        _refuse_decided({name: value for name, value in settings.items() if name != "seed"}, where)
-        return record_from(TrainConfig, {**settings, "task": task.environment, "workers": self.cores}, where)
+        if "workers" in settings:
+            raise UltraError(f"{where}.workers cannot be set: `cores` of the study decides it")
+        return record_from(TrainConfig, {"task": task.environment, **settings, "workers": self.cores}, where)
 
     def trainings(self, out: Path) -> list[Job]:
         """The runs that make starting policies."""
