@@ -23,7 +23,7 @@ from ultra.config import METHODS, RefineConfig
 from ultra.errors import UltraError
 from ultra.permits import Permits, make_permits
 from ultra.records import record_from
-from ultra.studies.plan import Job, Study, load_study, read_study, slug
+from ultra.studies.plan import Job, load_study, read_study, slug
 from ultra.studies.work import work
 from ultra.tasks import known_tasks
 
