@@ -4,13 +4,16 @@
 
 The same study (plain PPO on Hopper, a run for each seed, a core for each run) is done once with each number of
 workers, in a fresh directory each time. Printed are wall-clock seconds, environment steps per second over all
-runs (start-up and compilation included), and the efficiency: steps/s per worker against those of the first row.
+runs (start-up, compilation and evaluation included), the efficiency (steps/s per worker against those of the
+first row), for local runs the core-seconds and the most memory of a run, and the machine's load average before:
+if other work fills the cores, wall-clock figures say little, while core-seconds still hold.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -57,6 +60,12 @@ def on_ray(workers: int, runs: int, steps: int, folder: Path) -> tuple[float, in
         cluster.shutdown()
 
 
+def cpu_seconds() -> float:
+    """Core-seconds of all runs that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
@@ -67,16 +76,21 @@ def main() -> None:
     rows: list[list[str]] = []
     first = 0.0
     for workers in options.workers:
+        before, load = cpu_seconds(), os.getloadavg()[0]
         with tempfile.TemporaryDirectory() as folder:
             if options.on == "ray":
                 seconds, steps = on_ray(workers, options.runs, options.steps, Path(folder))
             else:
                 seconds, steps = measure(workers, options.runs, options.steps, "local", Path(folder))
+        cores = cpu_seconds() - before if options.on == "local" else float("nan")
         rate = steps / seconds
         first = first or rate / workers
-        rows.append([str(workers), f"{seconds:.0f}", f"{rate:,.0f}", f"{rate / workers / first:.0%}"])
+        row = [str(workers), f"{seconds:.0f}", f"{rate:,.0f}", f"{rate / workers / first:.0%}"]
+        rows.append([*row, f"{cores / options.runs:.1f}", f"{load:.1f}"])
     print(f"{options.on}, {options.runs} runs of {options.steps:,} steps, {os.cpu_count()} cores\n")
-    print(markdown_table(["workers", "seconds", "steps/s", "efficiency"], rows))
+    print(markdown_table(["workers", "seconds", "steps/s", "efficiency", "core-seconds of a run", "load before"], rows))
+    if options.on == "local":
+        print(f"most memory of a run: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:,.0f} MiB (Linux)")
 
 
 if __name__ == "__main__":

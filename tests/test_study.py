@@ -309,6 +309,37 @@ def test_a_run_on_a_machine_without_the_directory_says_so(tmp_path: Path) -> Non
     assert "is not visible on this machine" in work(job)
 
 
+def test_what_language_models_may_cost_is_said_before_they_are_asked(
+    policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ultra.progress import Reporter
+    from ultra.studies.display import Display
+
+    value = content(policy, methods=["ppo", "ultra-a"], analysts=["llm:openai/gpt-5", "search"])
+    Display(Reporter(quiet=True)).expect(read_study(value, "s").refinements(Path("out")))
+    assert "2 of them ask a language model and may spend $10.00 in all" in capsys.readouterr().err
+
+
+def test_the_live_table_shows_what_is_done_failed_and_under_way(policy: Path, tmp_path: Path) -> None:
+    from rich.console import Console
+
+    from ultra.studies.display import Display
+
+    jobs = read_study(content(policy, seeds=[0, 1, 2]), "s").refinements(tmp_path)
+    display = Display(None)
+    display.expect(jobs)
+    display.ended(jobs[0], "no [space] left")
+    jobs[1].path.mkdir(parents=True)
+    progress = {"stage": "train", "steps": 512, "total": 1500, "rate": 1234.5, "remark": "return 9.3"}
+    (jobs[1].path / "progress.json").write_text(json.dumps(progress))
+    console = Console(width=120, record=True, quiet=False, file=(tmp_path / "screen").open("w"))
+    console.print(display._table())
+    text = console.export_text()
+    assert re.search(r"CartPole_v1-ppo-0 +failed +no \[space\] left", text)
+    assert re.search(r"CartPole_v1-ppo-1 +train +512/1,500 +1,234 +return 9.3", text)
+    assert "0 of 3 done, 1 under way, 1 failed" in text
+
+
 # Starting policies, and the report
 
 

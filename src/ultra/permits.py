@@ -17,8 +17,10 @@ from typing import IO
 
 from ultra.errors import UltraError
 
-PAUSE = 0.2
-"""Seconds, about, between two looks for a free permit."""
+PAUSES = (0.2, 3.0)
+"""Seconds, about, between the first two looks for a free permit, and between later ones."""
+TRIED = 4
+"""Permits that a look tries: many processes must not wear out a network's file server."""
 
 
 def make_permits(folder: Path, number: int) -> None:
@@ -48,9 +50,11 @@ class Permits:
         if self.folder is None:
             yield
             return
+        pause, longest = PAUSES
         file = self._take()
         while file is None:
-            await asyncio.sleep(PAUSE * random.uniform(0.5, 1.5))
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+            pause = min(1.5 * pause, longest)
             file = self._take()
         with file:
             yield
@@ -60,8 +64,7 @@ class Permits:
         paths = sorted(self.folder.glob("permit-*"))
         if not paths:
             raise UltraError(f"there are no permits in {self.folder}: repeat `ultra study`, which makes them")
-        random.shuffle(paths)  # otherwise everyone waits for the first
-        for path in paths:
+        for path in random.sample(paths, min(TRIED, len(paths))):
             file = path.open("ab")
             if _lock(file, wait=False):
                 return file

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from typing import Any
 
+from ultra.config import RefineConfig
 from ultra.errors import UltraError
 from ultra.studies.plan import Job
 from ultra.studies.work import describe_error, record_error, thread_limits, work
@@ -54,6 +56,7 @@ class RayPool:
 
     def submit(self, job: Job) -> None:
         """Take on a run; Ray begins it when there is room."""
+        job = with_own_ledger(job)
         self._jobs[self._task.remote(job, self._cores)] = job
 
     def wait(self, timeout: float) -> list[tuple[Job, str]]:
@@ -75,6 +78,19 @@ class RayPool:
         except self._ray.exceptions.RayError as failure:
             return record_error(job, f"given up by Ray: {describe_error(failure)}")
         return error
+
+
+def with_own_ledger(job: Job) -> Job:
+    """The run with a ledger of its own in the study's directory, unless the study names one.
+
+    The user's ledger lies on each machine's own disk and would be lost with it; and SQLite must not be
+    shared over a network.
+    """
+    config = job.config
+    if not isinstance(config, RefineConfig) or config.llm.ledger:
+        return job
+    ledger = job.path.parent.parent / "ledgers" / f"{job.name}.sqlite"
+    return replace(job, config=replace(config, llm=replace(config.llm, ledger=str(ledger))))
 
 
 def work_on_cluster(job: Job, cores: int) -> str:

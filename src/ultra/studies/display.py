@@ -12,11 +12,14 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from ultra.config import RefineConfig
 from ultra.progress import Reporter
 from ultra.reporting import interval
 from ultra.studies.plan import Job
 from ultra.studies.work import Progress
 
+LOOKS = 200
+"""Runs whose progress is looked up in a second, at most."""
 MOST_SHOWN = 20
 """Rows of the live table, for runs under way and for the last ones that ended each."""
 
@@ -32,7 +35,7 @@ class Display:
         live = reporter is not None and not reporter.console.quiet and reporter.console.is_terminal
         self.console = Console(quiet=reporter is None, stderr=True, highlight=False)
         self._live = Live(console=self.console, refresh_per_second=2) if live else None
-        self._began = time.time()
+        self._began, self._drawn = time.time(), 0.0
         self._jobs: list[Job] = []
         self._before = 0
         self._ended: list[tuple[Job, str]] = []
@@ -46,6 +49,7 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live:
+            self._drawn = 0.0
             self.update()
             self._live.__exit__(kind, error, trace)
 
@@ -56,6 +60,13 @@ class Display:
         failed = sum(bool(job.error) for job in jobs)
         again = f", {failed} failed before and are tried again" if failed else ""
         self.console.print(f"{len(jobs)} runs: {self._before} done already{again}")
+        asking = [job.config for job in jobs if isinstance(job.config, RefineConfig) and not job.finished]
+        budgets = [config.llm.budget for config in asking if asks_for_money(config)]
+        if budgets:
+            most = f"${sum(budgets):,.2f} in all" if all(budgets) else "without a limit in money"
+            self.console.print(
+                f"{len(budgets)} of them ask a language model and may spend {most} (settings.llm.budget)"
+            )
 
     def ended(self, job: Job, error: str) -> None:
         """Note that a run has ended, with its error if it failed."""
@@ -66,8 +77,9 @@ class Display:
             self.console.print(f"[{number}/{len(self._jobs)}] {job.name}  {outcome}", markup=False, soft_wrap=True)
 
     def update(self) -> None:
-        """Draw the table anew."""
-        if self._live:
+        """Draw the table anew; less often if there are many runs, whose files must be looked at."""
+        if self._live and time.time() - self._drawn >= len(self._jobs) / LOOKS:
+            self._drawn = time.time()
             self._live.update(self._table(), refresh=True)
 
     # -- the live table ------------------------------------------------------------------------
@@ -97,6 +109,11 @@ class Display:
             hours = (time.time() - self._began) / len(self._ended) * left / 3600
             text += f"; about {hours * 60:.0f} min left" if hours < 2 else f"; about {hours:.1f} h left"
         return text
+
+
+def asks_for_money(config: RefineConfig) -> bool:
+    """Whether a run pays for a language model."""
+    return config.method.startswith("ultra") and config.analyst.startswith("llm:")
 
 
 def describe_result(job: Job) -> str:

@@ -25,7 +25,7 @@ from ultra.studies.plan import Job
 
 ATTEMPTS = "attempts.jsonl"
 """In a run directory: when and where the run was tried, and how long that took."""
-BETWEEN = 1.0
+BETWEEN = 2.0
 """Seconds between two notes of a run's progress."""
 
 
@@ -72,7 +72,7 @@ class NotedProgress(Reporter):
 
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Callable[[int, str], None]]:
-        """Notes about a stage that counts steps, not more often than once a second."""
+        """Notes about a stage that counts steps, not more often than every two seconds."""
         first: int | None = None
         began = last = time.monotonic()
         self.say(f"{title:<9} {total:,} steps")
