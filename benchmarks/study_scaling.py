@@ -12,12 +12,13 @@ if other work fills the cores, wall-clock figures say little, while core-seconds
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import resource
 import tempfile
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -44,11 +45,10 @@ def measure(workers: int, runs: int, steps: int, on: Literal["local", "ray"], fo
 
 def on_ray(workers: int, runs: int, steps: int, folder: Path) -> tuple[float, int]:
     """The same on a Ray cluster of this machine, with so many one-core nodes; its start is not counted."""
-    import ray
-    from ray.cluster_utils import Cluster
-
+    ray: Any = importlib.import_module("ray")
     memory = 80_000_000
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": memory})
+    head = {"num_cpus": 0, "object_store_memory": memory}
+    cluster: Any = importlib.import_module("ray.cluster_utils").Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(workers):
             cluster.add_node(num_cpus=1, object_store_memory=memory)
@@ -56,7 +56,7 @@ def on_ray(workers: int, runs: int, steps: int, folder: Path) -> tuple[float, in
         ray.init(address=cluster.address, log_to_driver=False)
         return measure(workers, runs, steps, "ray", folder)
     finally:
-        ray.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
         cluster.shutdown()
 
 
@@ -82,11 +82,11 @@ def main() -> None:
                 seconds, steps = on_ray(workers, options.runs, options.steps, Path(folder))
             else:
                 seconds, steps = measure(workers, options.runs, options.steps, "local", Path(folder))
-        cores = cpu_seconds() - before if options.on == "local" else float("nan")
+        cores = f"{(cpu_seconds() - before) / options.runs:.1f}" if options.on == "local" else ""
         rate = steps / seconds
         first = first or rate / workers
         row = [str(workers), f"{seconds:.0f}", f"{rate:,.0f}", f"{rate / workers / first:.0%}"]
-        rows.append([*row, f"{cores / options.runs:.1f}", f"{load:.1f}"])
+        rows.append([*row, cores, f"{load:.1f}"])
     print(f"{options.on}, {options.runs} runs of {options.steps:,} steps, {os.cpu_count()} cores\n")
     print(markdown_table(["workers", "seconds", "steps/s", "efficiency", "core-seconds of a run", "load before"], rows))
     if options.on == "local":

@@ -27,7 +27,7 @@ def cluster() -> Iterator[Any]:
     """A head without room for runs; nodes are added by the test."""
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80_000_000})
+    made: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80_000_000})
     ray.init(address=made.address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield made
