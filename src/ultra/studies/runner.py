@@ -54,18 +54,18 @@ def run_study(study: Study, source: Path, out: Path, pool: Pool, display: Displa
         raise RunDirectoryError(f"{out} exists and is not a study: choose another --out")
     make_directory(out)
     with hold_file(out / "lock", busy=f"another `ultra study` is at work in {out}: wait for it"):
-        prepare(study, source, out)
-        trainings, refinements = study.trainings(out), study.refinements(out)
-        with display:
-            display.expect([*trainings, *refinements])
-            try:
+        try:
+            prepare(study, source, out)
+            trainings, refinements = study.trainings(out), study.refinements(out)
+            with display:
+                display.expect([*trainings, *refinements])
                 _do([job for job in trainings if not job.finished], pool, display)
                 ready, failed = _split(refinements)
                 for job, error in failed:
                     display.ended(job, record_error(job, error))
                 _do(ready, pool, display)
-            finally:
-                pool.stop()
+        finally:
+            pool.stop()
         jobs = [*trainings, *refinements]
         return Outcome(sum(job.finished for job in jobs), {job.name: job.error for job in jobs if not job.finished})
 
