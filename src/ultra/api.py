@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from ultra.statemask import importance
 from ultra.statistics import Estimate
 from ultra.tasks import Task, get_task
 from ultra.training import train_policy
+
+if TYPE_CHECKING:
+    from ultra.studies.runner import Outcome
 
 PathLike = str | os.PathLike[str]
 
@@ -69,9 +72,45 @@ def evaluate(
 
 
 def report(run: PathLike, out: PathLike | None = None) -> Path:
-    """Write tables, learning curve and one HTML page of a finished run; returns their folder."""
+    """Write tables, learning curves and one HTML page of a finished run or a study; returns their folder."""
     path = Path(run)
-    return write_report([Run.open(path)], Path(out) if out is not None else path / "report")
+    folder = Path(out) if out is not None else path / "report"
+    if (path / "study.json").is_file():
+        from ultra.studies.report import write_study_report
+
+        return write_study_report(path, folder)
+    return write_report([Run.open(path)], folder)
+
+
+def study(
+    file: PathLike,
+    out: PathLike,
+    on: Literal["local", "ray"] = "local",
+    address: str = "",
+    jobs: int = 0,
+    reporter: Reporter | None = None,
+) -> Outcome:
+    """Do the runs of a study file that have not been done, or that failed.
+
+    Args:
+        file: the study (YAML).
+        out: its directory; with Ray on a file system that all machines share.
+        on: processes of this machine, or tasks of a Ray cluster.
+        address: of the Ray cluster.
+        jobs: runs at once on this machine; 0 is as many as its cores allow.
+        reporter: tells a person how far it is; on a terminal with a live table.
+
+    Raises:
+        UltraError: if something in the study cannot work, before anything runs.
+    """
+    from ultra.studies.display import Display
+    from ultra.studies.plan import load_study
+    from ultra.studies.pool import make_pool
+    from ultra.studies.runner import run_study
+
+    plan, folder = load_study(Path(file)), Path(out).resolve()
+    pool = make_pool(on, address, jobs, plan.cores)
+    return run_study(plan, Path(file).parent, folder, pool, Display(reporter))
 
 
 def collect(run: PathLike, reporter: Reporter | None = None) -> Path:

@@ -96,13 +96,34 @@ class EvaluateArguments:
 
 
 @dataclass(frozen=True)
+class StudyArguments:
+    """Run tasks x methods x analysts x seeds of a study file. Repeat the command to do what is missing or failed.
+
+    Example: ultra study studies/small.yaml --out runs/small
+    """
+
+    file: Positional[Path]
+    """Study file (YAML)."""
+    out: Path
+    """Directory of the study; with --on ray on a file system that all machines share."""
+    on: Literal["local", "ray"] = "local"
+    """Processes on this machine, or tasks on a Ray cluster."""
+    address: str = ""
+    """Address of the Ray cluster; default: `RAY_ADDRESS`, or a cluster on this machine alone."""
+    jobs: int = 0
+    """Runs at once on this machine; 0 is as many as its cores allow."""
+    quiet: bool = False
+    """Print a line for each finished run instead of a live table."""
+
+
+@dataclass(frozen=True)
 class ReportArguments:
-    """Write tables (CSV, JSON, Markdown), the learning curve (PNG) and one HTML page of a finished run."""
+    """Write tables (CSV, JSON, Markdown), learning curves (PNG) and one HTML page of a finished run or a study."""
 
     run: Positional[Path]
-    """Run directory."""
+    """Directory of a run or of a study; a study may be unfinished."""
     out: Path | None = None
-    """Where to write; default: RUN/report."""
+    """Where to write; default: the folder `report` in that directory."""
 
 
 @dataclass(frozen=True)

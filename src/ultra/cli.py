@@ -29,7 +29,8 @@ Find out why a reinforcement-learning policy fails, and make it better.
   train        train a policy from scratch
   refine       refine a policy: collect, identify, advise, verify, fine-tune, evaluate
   evaluate     score a policy in Gymnasium's own environment
-  report       tables, learning curve and an HTML page of a finished run
+  report       tables, learning curves and an HTML page of a finished run or a study
+  study        tasks x methods x analysts x seeds of a file, on this machine or a Ray cluster
 
 the stages of `refine` one by one, on its run directory:
   collect      1. let the policy play and record episodes
@@ -45,8 +46,8 @@ language models as analysts (`--analyst llm:PROVIDER/MODEL`):
   ledger       list | cost | export | import | why-miss: every request and answer, none bought twice
 
 everywhere: --quiet (no progress), --traceback (full errors). Commands that are repeated continue
-where they stopped. Exit status: 0 done, 2 bad usage or input, 3 language model out of reach,
-130 interrupted.
+where they stopped. Exit status: 0 done, 1 some runs of a study failed, 2 bad usage or input,
+3 language model out of reach, 130 interrupted.
 """
 
 
@@ -98,6 +99,7 @@ def _verbs() -> dict[str, Callable[[list[str]], int]]:
         "evaluate": _evaluate,
         "report": _report,
         "fidelity": _fidelity,
+        "study": _study,
         "prompt": _prompt,
         "llm": _group("llm"),
         "ledger": _group("ledger"),
@@ -135,12 +137,10 @@ def _reporter(quiet: bool) -> Reporter:
 
 def _overlay(kind: type[Any], arguments: list[str]) -> tuple[Any, list[str]]:
     """Settings of `--config FILE` as defaults, and the arguments without it."""
-    from dataclasses import MISSING, fields
-
     import tyro
     import yaml
 
-    from ultra.run import settings_from_dict
+    from ultra.records import record_from
 
     for place, argument in enumerate(arguments):
         name, _, value = argument.partition("=")
@@ -153,8 +153,7 @@ def _overlay(kind: type[Any], arguments: list[str]) -> tuple[Any, list[str]]:
                 raise UltraError(f"cannot read --config {path}: {error}") from error
             if not isinstance(raw, dict):
                 raise UltraError(f"--config {path} must hold settings by name, not {raw!r}")
-            required = {field.name for field in fields(kind) if field.default is field.default_factory is MISSING}
-            return settings_from_dict(kind, dict.fromkeys(required, tyro.MISSING) | raw), rest
+            return record_from(kind, raw, missing=tyro.MISSING), rest
     return None, arguments
 
 
@@ -340,6 +339,20 @@ def _fidelity(arguments: list[str]) -> int:
                 f"{score.largest:.1f}, {score.episodes} episodes, {score.steps:,} steps outside the budget)"
             )
     return 0
+
+
+def _study(arguments: list[str]) -> int:
+    from ultra.arguments import StudyArguments
+
+    options = _parse(StudyArguments, "study", arguments)
+    from ultra.api import report, study
+
+    outcome = study(options.file, options.out, options.on, options.address, options.jobs, _reporter(options.quiet))
+    if outcome.done:
+        print(f"report: {report(options.out) / 'report.html'}")
+    for name, error in outcome.failed.items():
+        print(f"failed: {name}: {error}", file=sys.stderr)
+    return 1 if outcome.failed else 0
 
 
 def _prompt(arguments: list[str]) -> int:

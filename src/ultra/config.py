@@ -138,6 +138,8 @@ class LLMConfig:
     """Length of an episode's text, in estimated tokens."""
     ledger: Annotated[str, arg(aliases=["--ledger"])] = ""
     """File of the ledger; default: `ULTRA_LEDGER`, or the user's own data folder."""
+    permits: str = ""
+    """Folder of permits that the runs of a study share; together they bound the requests under way."""
 
     def __post_init__(self) -> None:
         for name in ("budget", "tokens", "longest_wait", "draw"):
