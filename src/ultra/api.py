@@ -12,13 +12,14 @@ from typing import Any
 from ultra.config import RefineConfig, TrainConfig
 from ultra.evaluation import evaluate as evaluate_policy
 from ultra.evaluation import evaluation_seeds
+from ultra.opening import open_policy
 from ultra.pipeline import Refinement
-from ultra.policy import Policy, load_policy
+from ultra.policy import Policy
 from ultra.progress import Reporter
 from ultra.reporting import write_report
 from ultra.run import STAGES, Run
 from ultra.statistics import Estimate
-from ultra.tasks import get_task
+from ultra.tasks import Task, get_task
 from ultra.training import train_policy
 
 PathLike = str | os.PathLike[str]
@@ -50,10 +51,13 @@ def train(config: TrainConfig, out: PathLike, reporter: Reporter | None = None) 
     return train_policy(Run.start(Path(out), "train", config), reporter or Reporter(quiet=True))
 
 
-def evaluate(policy: Policy | PathLike, task: str, episodes: int = 20, seed: int = 0, workers: int = 0) -> Estimate:
+def evaluate(
+    policy: Policy | PathLike, task: str | Task, episodes: int = 20, seed: int = 0, workers: int = 0
+) -> Estimate:
     """Play episodes in Gymnasium's own environment; returns the mean return with its 95% interval."""
-    loaded = policy if isinstance(policy, Policy) else load_policy(policy)
-    estimate, _, _ = evaluate_policy(get_task(task), loaded, evaluation_seeds(seed, episodes), workers=workers)
+    loaded = policy if isinstance(policy, Policy) else open_policy(policy).policy
+    known = task if isinstance(task, Task) else get_task(task)
+    estimate, _, _ = evaluate_policy(known, loaded, evaluation_seeds(seed, episodes), workers=workers)
     return estimate
 
 

@@ -29,6 +29,8 @@ Find out why a reinforcement-learning policy fails, and make it better.
   train        train a policy from scratch
   refine       refine a policy: collect, identify, advise, verify, fine-tune, evaluate
   evaluate     score a policy in Gymnasium's own environment
+  card         describe an environment, in a file to complete
+  export       write a policy as a zip of Stable-Baselines3
   report       tables, learning curve and an HTML page of a finished run
 
 the stages of `refine` one by one, on its run directory:
@@ -95,6 +97,8 @@ def _verbs() -> dict[str, Callable[[list[str]], int]]:
         "collect": _collect,
         **stages,
         "evaluate": _evaluate,
+        "card": _of_verbs("card"),
+        "export": _of_verbs("export"),
         "report": _report,
         "prompt": _prompt,
         "llm": _group("llm"),
@@ -274,8 +278,14 @@ def _evaluate(arguments: list[str]) -> int:
 
     options = _parse(EvaluateArguments, "evaluate", arguments)
     from ultra.api import evaluate
+    from ultra.opening import open_policy
+    from ultra.tasks import get_task
 
-    estimate = evaluate(options.policy, options.task, options.episodes, options.seed, options.workers)
+    found = open_policy(options.policy, options.vecnormalize, trust_pickle=options.trust_pickle)
+    for warning in found.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    task = get_task(options.task, **options.env.options())
+    estimate = evaluate(found.policy, task, options.episodes, options.seed, options.workers)
     if options.json:
         print(json.dumps({"task": options.task, "seed": options.seed, **estimate.as_dict()}))
     else:
@@ -327,6 +337,18 @@ def _group(name: str) -> Callable[[list[str]], int]:
             raise UltraError(f"unknown verb {part!r}: one of {', '.join(known)}")
         kind, act = known[part]
         return act(_parse(kind, f"{name} {part}", rest))
+
+    return verb
+
+
+def _of_verbs(name: str) -> Callable[[list[str]], int]:
+    """A verb that `ultra.verbs` carries out."""
+
+    def verb(arguments: list[str]) -> int:
+        from ultra.verbs import VERBS
+
+        kind, act = VERBS[name]
+        return act(_parse(kind, name, arguments))
 
     return verb
 

@@ -17,6 +17,7 @@ from ultra.budget import StepBudget
 from ultra.config import (
     AnalyseConfig,
     CollectConfig,
+    EnvironmentConfig,
     EvaluateConfig,
     GuidanceConfig,
     LLMConfig,
@@ -53,6 +54,7 @@ def settings_from_dict(kind: type[Any], value: Mapping[str, Any]) -> Any:
     sections = {
         "collect": CollectConfig, "analyse": AnalyseConfig, "verify": VerifyConfig,
         "guidance": GuidanceConfig, "llm": LLMConfig, "ppo": PPOConfig, "evaluate": EvaluateConfig,
+        "env": EnvironmentConfig,
     }  # fmt: skip
     known = {field.name for field in fields(kind)}
     unknown = sorted(set(value) - known)
@@ -62,8 +64,9 @@ def settings_from_dict(kind: type[Any], value: Mapping[str, Any]) -> Any:
         name: settings_from_dict(sections[name], item) if name in sections and isinstance(item, Mapping) else item
         for name, item in value.items()
     }
-    if "hidden" in built:
-        built["hidden"] = tuple(built["hidden"])
+    for name in ("hidden", "kwargs"):
+        if name in built:
+            built[name] = tuple(built[name])
     return kind(**built)
 
 

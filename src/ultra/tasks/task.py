@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from ultra.errors import UltraError
 from ultra.spaces import ActionSpace
 from ultra.tasks.batch import Batch
-from ultra.tasks.card import Card
+from ultra.tasks.card import Card, load_card
 
 if TYPE_CHECKING:
     import gymnasium
@@ -35,6 +37,8 @@ class Task:
         snapshot_every: steps between the snapshots of a trajectory (states between are replayed).
         sampled_evaluation: whether evaluation samples actions. In a deterministic game the most likely
             actions can rally for ever (RL Baselines3 Zoo samples on Atari for the same reason).
+        snapshots: how snapshots are taken: `state` saves it, `replay` repeats the episode's actions,
+            `remake` does so in a new environment, `none` says that the environment does not repeat itself.
         target: `module:function` that made the task, set by `get_task`; empty for a task made by hand.
         options: what that function was given, to make the task again in another process.
     """
@@ -50,6 +54,7 @@ class Task:
     in_workers: bool = False
     snapshot_every: int = 1
     sampled_evaluation: bool = False
+    snapshots: Literal["state", "replay", "remake", "none"] = "state"
     target: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -117,13 +122,17 @@ def make_task(target: str, options: Mapping[str, Any]) -> Task:
         options: arguments of the function.
 
     Raises:
-        UltraError: if the function cannot be imported.
+        UltraError: if the function cannot be imported or does not take one of the options.
     """
     module, _, function = target.partition(":")
     try:
         make: Callable[..., Task] = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise UltraError(f"cannot import the task {target!r}: {error}") from error
+    known = inspect.signature(make).parameters
+    for name in options:
+        if name not in known and not any(item.kind is item.VAR_KEYWORD for item in known.values()):
+            raise UltraError(f"the task {target.partition(':')[2]!r} takes no option {name!r}")
     return replace(make(**options), target=target, options=options)
 
 
@@ -134,11 +143,34 @@ def get_task(name: str, **options: Any) -> Task:
         UltraError: if there is no such task (the closest names are offered) or it cannot be made.
     """
     if name in _registry:
-        return make_task(_registry[name].target, options)
-    from ultra.tasks.gymnasium import is_registered
+        return _known_task(name, options)
+    from ultra.tasks.gymnasium import import_module, is_registered
 
+    if options.get("module"):
+        import_module(options["module"], name)
     if is_registered(name):
-        return make_task("ultra.tasks.shipped:gymnasium_task", {"env_id": name, **options})
+        task = make_task("ultra.tasks.shipped:gymnasium_task", {"env_id": name, **options})
+        # What was found out about snapshots need not be found out again in every worker.
+        return replace(task, options={**task.options, "snapshots": task.snapshots})
     close = difflib.get_close_matches(name.lower(), _registry, n=2, cutoff=0.4)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known tasks: {', '.join(_registry)}"
     raise UltraError(f"unknown task {name!r}: {hint} (`ultra tasks` lists them; a Gymnasium id works too)")
+
+
+def _known_task(name: str, options: dict[str, Any]) -> Task:
+    """A registered task, perhaps with a card of the user's own that has as many facts and actions."""
+    rest = {key: value for key, value in options.items() if key != "card"}
+    try:
+        task = make_task(_registry[name].target, rest)
+    except UltraError as error:
+        raise UltraError(f"{name}: {error}") from error
+    if "card" not in options:
+        return task
+    card = load_card(Path(options["card"]))
+    for kind, own, needed in (
+        ("facts", len(card.facts), len(task.card.facts)),
+        ("actions", len(card.actions), len(task.card.actions)),
+    ):
+        if own != needed:
+            raise UltraError(f"card {options['card']} has {own} {kind}, but {name} has {needed}")
+    return replace(task, card=card)
