@@ -21,7 +21,7 @@ def test_a_whole_refinement_states_what_the_model_cost(
             "--analyst", "llm:local/tiny", "--base-url", f"{server.url}/v1", "--llm.price-input", "1",
             "--llm.price-output", "10", "--steps", "12000", "--rounds", "2", "--collect.episodes", "3",
             "--ppo.rollout-steps", "64", "--ppo.environments", "8", "--evaluate.episodes", "2",
-            "--verify.branches", "4", "--llm.max-tokens", "500",
+            "--verify.branches", "8", "--llm.max-tokens", "500",
         ]  # fmt: skip
         assert cli([*command, "--llm-tokens", "2000"]) == 2
         assert "raise it and repeat the command" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 import ultra
 from ultra.collection import collect
 from ultra.errors import DivergedError, RunDirectoryError, UltraError
+from ultra.expression import parse
 from ultra.plans import Plan, Segment
 from ultra.policy import Architecture, Decision, Policy, create_policy, load_policy, log_prob_function
 from ultra.simulate import Branch, Outcome, simulate
@@ -276,6 +278,62 @@ def test_idle_environments_do_not_count() -> None:
     batch = Walk(6, spoilt=0.2, end=0.3)
     far = Branch(1, 5, reset_seed=3)  # starts at -0.83
     assert simulate(batch, walker(FORCE), [far], GAMMA)[0].steps == 5
+
+
+@pytest.mark.parametrize("space", [BUTTONS, FORCE], ids=str)
+def test_an_outcome_does_not_depend_on_its_company(space: ActionSpace) -> None:
+    """Bit by bit in a batch of one size: in any slot, in any order. Other sizes differ by rounding."""
+    policy, branches, discrete = walker(space), mixed_branches(space), space == BUTTONS
+    alone = [simulate(Walk(8, discrete=discrete), policy, [branch], GAMMA)[0] for branch in branches]
+    assert simulate(Walk(8, discrete=discrete), policy, branches, GAMMA) == alone
+    assert simulate(Walk(8, discrete=discrete), policy, branches[::-1], GAMMA) == alone[::-1]
+    for size in (1, 3, 13, 16):
+        together = simulate(Walk(size, discrete=discrete), policy, branches, GAMMA)
+        assert [outcome.steps for outcome in together] == [outcome.steps for outcome in alone]
+        np.testing.assert_allclose([o.value for o in together], [o.value for o in alone], rtol=1e-4)
+
+
+# Guards
+
+
+def test_a_guard_begins_its_plan_wherever_it_holds() -> None:
+    """Pushed back whenever it is too far to the right, a walk stays where it is."""
+    plan = Plan((Segment((-1.0,), 2),))
+    guard = parse("place > 0.5", ("place", "wave", "other"))
+    branches = [Branch(k, 200, reset_seed=k, plan=plan, guard=guard) for k in range(6)]
+    _, diary = diary_of(Walk(4), walker(FORCE), branches)
+    for seed, rewards in enumerate(diary.rewards):
+        places = np.array([float(np.random.default_rng(seed).uniform(-1, 1)), *(np.array(rewards) - 1)])
+        forces = np.diff(places) / 0.1
+        left = 0
+        for place, force in zip(places, forces, strict=False):
+            left = 2 if left == 0 and place > 0.5 else left
+            if left:
+                assert force == pytest.approx(-1.0, abs=1e-5)
+                left -= 1
+
+
+def test_a_guard_that_never_holds_changes_nothing() -> None:
+    guard = parse("place > 1e6", ("place", "wave", "other"))
+    plan = Plan((Segment((-1.0,), 2),))
+    plain = [Branch(k, 60, reset_seed=k) for k in range(6)]
+    guarded = [replace(branch, plan=plan, guard=guard) for branch in plain]
+    assert simulate(Walk(4), walker(FORCE), guarded, GAMMA) == simulate(Walk(4), walker(FORCE), plain, GAMMA)
+
+
+def test_a_guard_sees_the_step_before_of_its_own_episode() -> None:
+    """`prev` of a state with which an episode begins is that state itself, whatever its slot held before."""
+    guard = parse("place < prev(place)", ("place", "wave", "other"))
+    up = Plan((Segment((1.0,)),))
+    branches = [Branch(k, 40, reset_seed=k, plan=up, guard=guard) for k in range(9)]
+    _, diary = diary_of(Walk(2), walker(FORCE), branches)
+    for seed, rewards in enumerate(diary.rewards):
+        forces = pushes(rewards, seed)
+        for before, now in pairwise(forces):
+            if before < -1e-5:
+                assert now == pytest.approx(1.0, abs=1e-5)
+        own = np.clip(np.array(diary.actions[seed])[0], -1, 1)
+        assert forces[0] == pytest.approx(float(own[0]), abs=1e-5)
 
 
 # Trajectories

@@ -33,6 +33,8 @@ class CriticalState:
     importance: float
     """From 0 to 1."""
     explanation: str
+    round: int = 1
+    """Round of the refinement in which the episode was collected."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.importance <= 1:
@@ -119,9 +121,6 @@ class Advice:
 class Rule:
     """Advice for every state where a guard holds, also such that no table has seen.
 
-    Rules are asked for, checked, kept and shown. Trying them in the simulator and training with
-    them is not built yet: nothing executes them.
-
     Raises:
         UltraError: if it suggests nothing, or its reward lies outside [-1, 1].
     """
@@ -142,6 +141,26 @@ class Rule:
             raise UltraError(f"the reward of rule {self.guard!r} is {self.reward}, not in [-1, 1]")
         if self.plan is None and self.reward == 0:
             raise UltraError(f"rule {self.guard!r} suggests nothing: give it a plan or a reward other than 0")
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What verification found, or None if the rule has not been tried."""
+        return self.verification.verdict if self.verification else None
+
+    @property
+    def strength(self) -> float:
+        """Factor of a relative plan: as verification chose, else 1."""
+        return self.verification.strength if self.verification else 1.0
+
+    @property
+    def reward_follow(self) -> float:
+        """Implicit reward for following the plan."""
+        return self.reward
+
+    @property
+    def reward_taken(self) -> float:
+        """A rule knows of no action that was taken."""
+        return 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -268,11 +287,13 @@ class AdviceBook:
         return self.standardise(np.stack([entry.facts for entry in self.entries]))
 
     def trusted(self, trust: Literal["helps", "all"]) -> AdviceBook:
-        """The book without advice that is known to harm; with `all`, the whole book."""
-        if trust == "all":
-            return self
-        kept = tuple(entry for entry in self.entries if entry.advice.verdict in ("helps", "unclear"))
-        return replace(self, entries=kept)
+        """The book without advice that harms or was not tried; with `all`, the whole book."""
+        return replace(self, entries=tuple(entry for entry in self.entries if trusted(entry.advice, trust)))
+
+
+def trusted(advice: Advice | Rule, trust: Literal["helps", "all"]) -> bool:
+    """Whether advice takes part in training: not if it harms, or has not or (rewards alone) cannot be tried."""
+    return trust == "all" or advice.verdict in ("helps", "unclear")
 
 
 def calibrate(facts: Sequence[NDArray[np.float64]], columns: NDArray[np.intp]) -> tuple[NDArray[np.float64], float]:

@@ -137,6 +137,9 @@ def _reporter(quiet: bool) -> Reporter:
 
 def _overlay(kind: type[Any], arguments: list[str]) -> tuple[Any, list[str]]:
     """Settings of `--config FILE` as defaults, and the arguments without it."""
+    from dataclasses import MISSING, fields
+
+    import tyro
     import yaml
 
     from ultra.run import settings_from_dict
@@ -152,7 +155,8 @@ def _overlay(kind: type[Any], arguments: list[str]) -> tuple[Any, list[str]]:
                 raise UltraError(f"cannot read --config {path}: {error}") from error
             if not isinstance(raw, dict):
                 raise UltraError(f"--config {path} must hold settings by name, not {raw!r}")
-            return settings_from_dict(kind, raw), rest
+            required = {field.name for field in fields(kind) if field.default is field.default_factory is MISSING}
+            return settings_from_dict(kind, dict.fromkeys(required, tyro.MISSING) | raw), rest
     return None, arguments
 
 
@@ -226,7 +230,7 @@ def _collect(arguments: list[str]) -> int:
     from ultra import api
     from ultra.pipeline import Refinement
 
-    if not (options.run / "run.json").exists():
+    if not (options.run / "policy" / "start" / "policy.json").exists():
         if not options.task or not options.policy:
             raise UltraError(f"{options.run} is new: say what to refine, `ultra collect RUN --task TASK --policy DIR`")
         Refinement.start(options.run, settings_of(options, RefineConfig), _reporter(quiet=True))
@@ -244,8 +248,14 @@ def _stage_verb(stage: str) -> Callable[[list[str]], int]:
 
         folder = api.run_stage(options.run, stage, _reporter(options.quiet))
         if stage in ("advise", "verify"):
-            _print_advice(folder / ("advice.jsonl" if stage == "advise" else "verified.jsonl"))
-            _print_rules(folder / "rules.jsonl")
+            advice, rules = {
+                "advise": ("advice.jsonl", "rules.jsonl"),
+                "verify": ("verified.jsonl", "verified-rules.jsonl"),
+            }[stage]
+            _print_advice(folder / advice)
+            _print_rules(folder / rules)
+        if stage == "verify":
+            _print_audit(options.run)
         if stage == "finetune" and (options.run / "result.json").is_file():
             _print_result(Run.open(options.run).read_result(), options.run)
         print(folder)
@@ -269,6 +279,17 @@ def _print_rules(path: Path) -> None:
     text = explain_rules(load_rules(path))
     if text:
         print(text, end="\n\n")
+
+
+def _print_audit(path: Path) -> None:
+    from ultra.pipeline import Refinement
+    from ultra.reporting import audit_table
+    from ultra.run import Run
+
+    run = Run.open(path)
+    found = Refinement(run, _reporter(quiet=True)).audit()
+    if found is not None:
+        print(audit_table(found, run.config.analyst))
 
 
 def _evaluate(arguments: list[str]) -> int:

@@ -25,9 +25,9 @@ class PPOConfig:
 
     environments: int = 32
     """Environments that step together."""
-    rollout_steps: int = 128
+    rollout_steps: int = 64
     """Steps of each environment between updates."""
-    minibatch: int = 256
+    minibatch: int = 64
     """Samples in a gradient step."""
     epochs: int = 10
     """Passes over each rollout."""
@@ -163,10 +163,15 @@ class VerifyConfig:
     """Most paired branches for one advice."""
     confidence: float = 0.95
     """Confidence of the interval on which the verdict rests."""
+    control: bool = False
+    """Also try a random plan at every state, for the audit; it takes a third of the verification's budget."""
+    recheck: float = 0.02
+    """Share of the step budget for trying the advice that is used most again, while training goes on."""
 
     def __post_init__(self) -> None:
         _check(0 < self.share < 1, "share", self.share, "between 0 and 1")
-        _check(self.branches >= 4, "branches", self.branches, "at least 4")
+        _check(self.branches >= 8, "branches", self.branches, "at least 8")
+        _check(0 <= self.recheck < 1, "recheck", self.recheck, "in [0, 1)")
         _check(0.5 < self.confidence < 1, "confidence", self.confidence, "between 0.5 and 1")
 
 

@@ -16,6 +16,8 @@ from ultra.trajectories import Trajectory
 _PIECE = re.compile(r"[^\W\d_]{1,7}|\d{1,3}|[^\w\s]|_|\n")
 """What current tokenizers make of text, roughly: pieces of words, up to three digits, single signs."""
 
+FEWEST_ROWS = 4
+"""Steps that are shown however small the budget."""
 MOST_EVENTS = 50
 """Rewards that stand out are listed if there are no more than these."""
 
@@ -110,21 +112,31 @@ def describe_episode(task: Task, episode: Trajectory, tokens: int) -> str:
     Args:
         task: for names, units and decimals.
         episode: what to describe.
-        tokens: the text costs at most about so many.
+        tokens: the text costs at most so many, as `count_tokens` counts, but shows at least four steps.
     """
     head = f"{describe_outcome(task, episode)}\n\n{_header(task.card, task.action_space)}\n"
     sample = _row(episode, len(episode) // 2, task.card, task.action_space) + "\n"
     room = (tokens - count_tokens(head)) // count_tokens(sample)
     if room < len(episode):  # then most rows are followed by a remark on what is left out
-        room = (tokens - count_tokens(head)) // count_tokens(sample + _left_out(100))
-    room = max(4, room)
-    rows = choose_rows(episode, room)
+        sample += _left_out(100)
+        room = (tokens - count_tokens(head)) // count_tokens(sample)
+    while True:
+        room = max(FEWEST_ROWS, room)
+        text = head + _table(task, episode, choose_rows(episode, room))
+        excess = count_tokens(text) - tokens
+        if excess <= 0 or room == FEWEST_ROWS:
+            return text
+        room -= max(1, excess // count_tokens(sample))
+
+
+def _table(task: Task, episode: Trajectory, rows: list[int]) -> str:
+    """The rows of some steps, and how many were left out between them."""
     lines: list[str] = []
     for before, t in zip([-1, *rows], rows, strict=False):
         if t > before + 1:
             lines.append(_left_out(t - before - 1).rstrip())
         lines.append(_row(episode, t, task.card, task.action_space))
-    return head + "\n".join(lines)
+    return "\n".join(lines)
 
 
 def describe_window(task: Task, episode: Trajectory, t: int, before: int = 12, after: int = 16) -> str:

@@ -283,7 +283,7 @@ def train(
         while learner.steps < total:
             began = time.monotonic()
             fraction = learner.steps / total
-            guidance.progress(fraction)
+            guidance.progress(fraction, learner.policy)
             file.keep(learner, environments)
             rollout = environments.rollout(learner.policy, config.rollout_steps, config.gamma)
             if learn_statistics:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ultra.ppo import Iteration
-from ultra.run import read_curve, write_curve
+from ultra.run import CurveFile
 
 
 class Reporter:
@@ -66,28 +66,23 @@ class TrainingLog:
         from tensorboardX import SummaryWriter
 
         self._writer: Any = SummaryWriter(str(run / "tensorboard"), flush_secs=30)
-        self._curve = run / "curve.csv"
+        self._curve = CurveFile(run / "curve.csv")
         self._offset = offset
         self._update = update
-        self._rows: list[list[float]] | None = None
 
     def __call__(self, iteration: Iteration) -> None:
         """Note one iteration."""
         steps = self._offset + iteration.steps
-        if self._rows is None:
-            # Rows after the checkpoint from which a training resumed are written again.
-            self._rows = [row for row in read_curve(self._curve) if row[0] < steps]
         for name, value in iteration.metrics.items():
             self._writer.add_scalar(name, value, steps)
         remark = ""
         if iteration.returns:
             mean, spread = float(np.mean(iteration.returns)), float(np.std(iteration.returns))
-            self._rows.append([steps, mean, spread, len(iteration.returns)])
+            self._curve.add(steps, mean, spread, len(iteration.returns))
             remark = f"return {mean:.1f}"
         self._update(iteration.steps, remark)
 
     def close(self) -> None:
         """Flush everything to disk."""
         self._writer.close()
-        if self._rows is not None:
-            write_curve(self._curve, self._rows)
+        self._curve.close()

@@ -130,21 +130,57 @@ def explain(item: Advice) -> str:
 
 
 def rules_of(run: Run) -> list[Rule]:
-    """All rules of a run."""
-    numbers = range(1, run.config.rounds + 1)
-    return [rule for number in numbers for rule in load_rules(run.path / f"round-{number}" / "rules.jsonl")]
+    """All rules of a run, with what was found of them where they have been tried."""
+    rules = []
+    for number in range(1, run.config.rounds + 1):
+        folder = run.path / f"round-{number}"
+        verified = folder / "verified-rules.jsonl"
+        rules += load_rules(verified if verified.is_file() else folder / "rules.jsonl")
+    return rules
 
 
 def explain_rules(rules: Sequence[Rule]) -> str:
     """Rules as text; empty if there are none."""
     if not rules:
         return ""
-    lines = ["Rules (kept and shown only: verifying rules and training with them is not built yet)"]
+    lines = ["Rules"]
     for rule in rules:
         steps = f"; a plan of {len(rule.plan)} steps" if rule.plan else ""
         reward = f"; reward {rule.reward:+g}" if rule.reward else ""
         lines.append(f"  Where {rule.guard}{steps}{reward}: {rule.explanation}")
+        found = rule.verification
+        if found is not None:
+            lines.append(
+                f"    Tried in whole episodes: {found.verdict}, {found.advantage:+.2f} return "
+                f"[{found.low:+.2f}, {found.high:+.2f}] over {found.pairs} pairs."
+            )
+        elif rule.plan is None:
+            lines.append("    Not tried: a reward alone changes no episode; it takes part only with --trust all.")
     return "\n".join(lines)
+
+
+def audit_table(audit: dict[str, Any], analyst: str) -> str:
+    """How good an adviser was, as a table in Markdown: its advice, its rules, and random plans at the same states."""
+    header = ["", "helps", "harms", "unclear", "not tried", "mean advantage [95%]", "steps", "steps per helpful one"]
+    parts = {analyst: audit, f"rules of {analyst}": audit["rules"], "random plans there": audit["random_control"]}
+    rows = []
+    for name, part in parts.items():
+        if part is None or not part["advices"]:
+            continue
+        counts = [str(part[key]) for key in ("helps", "harms", "unclear", "untried")]
+        mean = "-"
+        if part["mean_advantage"] is not None:
+            mean = f"{part['mean_advantage']:+.3g}"
+            if part["ci95"] is not None:
+                mean += f" [{part['ci95'][0]:+.3g}, {part['ci95'][1]:+.3g}]"
+        price = f"{part['steps_per_helpful']:,}" if part["steps_per_helpful"] else "-"
+        rows.append([name, *counts, mean, f"{part['verification_steps']:,}", price])
+    if not rows:
+        return "No advice was given.\n"
+    text = markdown_table(header, rows)
+    if audit["tokens_per_helpful"] is not None:
+        text += f"\n{audit['tokens_per_helpful']:,.0f} tokens, ${audit['cost_per_helpful']:.4f} for each that helps.\n"
+    return text
 
 
 def write_report(runs: Sequence[Run], out: Path) -> Path:
@@ -181,6 +217,9 @@ def _page(
     advice = "\n\n".join(explain(item) for run in runs for item in advice_of(run)) or "This method uses no advice."
     rules = explain_rules([rule for run in runs for rule in rules_of(run)])
     advice = f"{advice}\n\n{rules}" if rules else advice
+    audits = "\n".join(
+        audit_table(result["audit"], result["analyst"]) for result in results if result.get("audit") is not None
+    )
     usage = "\n".join(f"{label(result)}: {describe_usage(result.get('llm', {}))}" for result in results)
     raw = html.escape(json.dumps(results, indent=2))
     return f"""<!doctype html>
@@ -196,6 +235,8 @@ padding: 1rem }}
 <h1>ULTRA: {html.escape(results[0]["task"])}</h1>
 <table>{cells(table[0], "th")}{body}</table>
 <p><img alt="Learning curves" src="data:image/png;base64,{picture}"></p>
+<h2>Audit of the advice</h2>
+<pre>{html.escape(audits or "This method uses no advice.")}</pre>
 <h2>Critical states and advice</h2>
 <pre>{html.escape(advice)}</pre>
 <h2>Language model</h2>

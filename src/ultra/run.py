@@ -7,11 +7,11 @@ import io
 import json
 import platform
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ultra.budget import StepBudget
 from ultra.config import (
@@ -67,6 +67,9 @@ def settings_from_dict(kind: type[Any], value: Mapping[str, Any]) -> Any:
     for name in ("hidden", "kwargs"):
         if name in built:
             built[name] = tuple(built[name])
+    for name in ("out", "run"):
+        if isinstance(built.get(name), str):
+            built[name] = Path(built[name])
     return kind(**built)
 
 
@@ -216,18 +219,40 @@ class Run:
 CURVE_COLUMNS = ("steps", "return_mean", "return_std", "episodes")
 
 
-def write_curve(path: Path, rows: Iterable[Sequence[float]]) -> None:
-    """Write a learning curve: total environment steps against the mean return of recent training episodes."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(CURVE_COLUMNS)
-    writer.writerows(rows)
-    write_atomically(path, buffer.getvalue().encode())
+class CurveFile:
+    """A learning curve on disk, line by line: total environment steps against recent training returns.
+
+    A line is written as soon as it is known, so that a process that is killed loses none that its
+    last checkpoint counts on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+
+    def add(self, steps: int, mean: float, spread: float, episodes: int) -> None:
+        """Add a line; later ones, of steps that a resumed training takes again, are dropped."""
+        if self._file is None:
+            buffer = io.StringIO()
+            writer = csv.writer(buffer, lineterminator="\n")
+            writer.writerow(CURVE_COLUMNS)
+            kept = [row for row in read_curve(self._path) if row[0] < steps]
+            writer.writerows([int(row[0]), row[1], row[2], int(row[3])] for row in kept)
+            write_atomically(self._path, buffer.getvalue().encode())
+            self._file = self._path.open("a", encoding="utf-8", newline="")
+        csv.writer(self._file, lineterminator="\n").writerow([steps, mean, spread, episodes])
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def read_curve(path: Path) -> list[list[float]]:
-    """Rows of a learning curve; an empty list if there is none."""
+    """Rows of a learning curve; an empty list if there is none. A last line that is not whole is left out."""
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [[float(x) for x in row] for row in list(csv.reader(file))[1:]]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
+    return [[float(x) for x in row] for row in csv.reader(line for line in lines if line.endswith("\n"))]

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.errors import DivergedError
+from ultra.expression import Expression
 from ultra.plans import Plan, PlanTable
 from ultra.policy import Decision, Policy
 from ultra.spaces import Actions
-from ultra.tasks.batch import Batch, Observations, Snapshot, Step
+from ultra.tasks.batch import Batch, Facts, Observations, Snapshot, Step
 
 NOISE_BLOCK = 256
 
@@ -31,7 +32,9 @@ class Branch:
     reset_seed: int = 0
     """Seed of the environment's reset."""
     plan: Plan | None = None
-    """Executed first."""
+    """Executed at the start, or wherever the guard holds."""
+    guard: Expression | None = None
+    """Begins the plan in every state where it holds; None begins it at once and never again."""
     strength: float = 1.0
     """Factor of a relative plan."""
 
@@ -125,6 +128,7 @@ def simulate(
         if watcher is not None:
             watcher.before(slots.jobs, slots.clocks, batch)
         observations = slots.observations
+        slots.heed_guards()
         step = batch.step(slots.planned(policy.architecture.action_space.clip(decision.actions)))
         slots.count(step)
         if watcher is not None:
@@ -148,6 +152,7 @@ class _Slots:
             policy.architecture.action_space,
         )
         self._row_of_job = np.cumsum([branch.plan is not None for branch in branches]) - 1
+        self._guards = list(dict.fromkeys(branch.guard for branch in branches if branch.guard is not None))
         self._limits = np.array([branch.steps for branch in branches], dtype=np.int64)
         self._waiting = list(range(len(branches)))[::-1]
         self._deterministic = deterministic
@@ -155,6 +160,10 @@ class _Slots:
         self._quiet = np.zeros((size, policy.architecture.action_space.size), np.float32)
         self._values, self._rewards = np.zeros(size), np.zeros(size)
         self._rows = np.full(size, -1, dtype=np.intp)
+        self._positions = np.zeros(size, dtype=np.int64)
+        self._guarded = np.full(size, -1, dtype=np.intp)
+        self._before: Facts | None = None
+        self._fresh = np.ones(size, dtype=np.bool_)
         self.jobs = np.full(size, -1, dtype=np.int64)
         self.clocks = np.zeros(size, dtype=np.int64)
         self.outcomes: list[Outcome | None] = [None] * len(branches)
@@ -171,14 +180,30 @@ class _Slots:
         noise = self._quiet if self._deterministic else self._noise.at(self.clocks)
         return self._policy.decide(self.observations, noise)
 
+    def heed_guards(self) -> None:
+        """Begin plans where guards hold; facts are computed only where a guard asks for them."""
+        if not (self._guarded >= 0).any():
+            return
+        facts = self._batch.facts()
+        before = facts if self._before is None else np.where(self._fresh[:, None], facts, self._before)
+        for number, guard in enumerate(self._guards):
+            where = np.flatnonzero((self._guarded == number) & (self._rows < 0))
+            if len(where):
+                begun = where[guard.evaluate(facts[where], before[where])]
+                self._rows[begun] = self._row_of_job[self.jobs[begun]]
+                self._positions[begun] = 0
+        self._before = facts
+        self._fresh[:] = False
+
     def planned(self, actions: Actions) -> Actions:
         """The policy's actions with those of the plans put in."""
-        under_plan = self._rows >= 0
-        under_plan[under_plan] = self.clocks[under_plan] < self._table.lengths[self._rows[under_plan]]
-        where = np.flatnonzero(under_plan)
+        where = np.flatnonzero(self._rows >= 0)
         if len(where):
             actions = actions.copy()
-            actions[where] = self._table.apply(self._rows[where], self.clocks[where], actions[where])
+            rows = self._rows[where]
+            actions[where] = self._table.apply(rows, self._positions[where], actions[where])
+            self._positions[where] += 1
+            self._rows[where[self._positions[where] >= self._table.lengths[rows]]] = -1
         return actions
 
     def count(self, step: Step) -> None:
@@ -233,7 +258,8 @@ class _Slots:
 
     def _fill(self, free: NDArray[np.intp]) -> None:
         """Put waiting branches into free slots."""
-        self.jobs[free], self._rows[free] = -1, -1
+        self.jobs[free], self._rows[free], self._guarded[free] = -1, -1, -1
+        self._positions[free], self._fresh[free] = 0, True
         self.clocks[free], self._values[free], self._rewards[free] = 0, 0.0, 0.0
         resets: list[int] = []
         restores: list[tuple[int, Snapshot]] = []
@@ -242,7 +268,10 @@ class _Slots:
             job = self._waiting.pop()
             branch = self._branches[job]
             self.jobs[slot] = job
-            self._rows[slot] = self._row_of_job[job] if branch.plan is not None else -1
+            if branch.guard is not None:
+                self._guarded[slot] = self._guards.index(branch.guard)
+            elif branch.plan is not None:
+                self._rows[slot] = self._row_of_job[job]
             self._noise.seed(slot, branch.noise_seed)
             if branch.start is None:
                 resets.append(slot)

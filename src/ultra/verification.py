@@ -16,26 +16,43 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ultra.advice import Advice, Entry, Verdict, Verification
+from ultra.advice import Advice, Entry, Rule, Verdict, Verification
 from ultra.budget import StepBudget
 from ultra.config import VerifyConfig
+from ultra.expression import Expression
 from ultra.plans import Plan
 from ultra.policy import Policy
 from ultra.simulate import Branch, simulate
+from ultra.statistics import mean_interval
 from ultra.tasks.batch import Batch, Snapshot
 
 STRENGTHS = (1.0, 0.5, 0.25)
 """Factors that are tried for a relative plan: the adviser gives the direction, the simulator the size."""
-FIRST_PAIRS = 4
-"""Pairs for choosing a strength, and for the first look at an advice; each later look doubles them."""
+STRENGTH_PAIRS = 4
+"""Pairs for choosing a strength."""
+FIRST_LOOK = 8
+"""Pairs before the first look at a proposal: fewer agree too easily by chance. Each later look doubles them."""
+
+CHECKS = (0.25, 0.5, 0.75)
+"""Advice in use is tried again at these shares of the time in which it is used."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What is to be tried."""
+
+    plan: Plan
+    start: Snapshot | None = None
+    """State from which it is tried; None: whole episodes."""
+    guard: Expression | None = None
+    """A rule's guard: the plan begins wherever it holds. None: the plan begins at once."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A plan to be tried from a state."""
+    """A proposal with a strength and the seeds of its pairs."""
 
-    start: Snapshot
-    plan: Plan
+    proposal: Proposal
     strength: float
     seeds: tuple[int, ...]
     """One for each pair: both branches of a pair draw the same random numbers."""
@@ -46,7 +63,7 @@ class Paired:
     """What the pairs of one trial gave."""
 
     differences: NDArray[np.float64]
-    """(pairs,) with the plan minus without, of the discounted return."""
+    """(pairs,) with the proposal minus without, of the discounted return."""
     steps: int
     """Environment steps, shared branches counted once."""
 
@@ -54,23 +71,24 @@ class Paired:
 def run_pairs(batch: Batch, policy: Policy, trials: Sequence[Trial], gamma: float, horizon: int) -> list[Paired]:
     """Run all pairs of all trials as one batch of branches.
 
-    Branches without a plan are run once for each state and seed, however many trials share them.
+    Branches without a plan are run once for each start and seed, however many trials share them.
     """
     branches: list[Branch] = []
-    alone: dict[tuple[Snapshot, int], int] = {}
+    alone: dict[tuple[Snapshot | None, int], int] = {}
     pairs: list[list[tuple[int, int]]] = []
     fresh: list[list[int]] = []
     for trial in trials:
-        rows, new = [], []
+        proposal, rows, new = trial.proposal, [], []
         for seed in trial.seeds:
-            key = (trial.start, seed)
+            plain = Branch(seed, horizon, proposal.start, reset_seed=seed)
+            key = (proposal.start, seed)
             if key not in alone:
                 alone[key] = len(branches)
                 new.append(len(branches))
-                branches.append(Branch(seed, horizon, trial.start))
+                branches.append(plain)
             new.append(len(branches))
             rows.append((len(branches), alone[key]))
-            branches.append(Branch(seed, horizon, trial.start, plan=trial.plan, strength=trial.strength))
+            branches.append(replace(plain, plan=proposal.plan, strength=trial.strength, guard=proposal.guard))
         pairs.append(rows)
         fresh.append(new)
     outcomes = simulate(batch, policy, branches, gamma)
@@ -84,9 +102,9 @@ def run_pairs(batch: Batch, policy: Policy, trials: Sequence[Trial], gamma: floa
 
 
 def looks(most: int) -> list[int]:
-    """Numbers of pairs after which a verdict may fall: 4, 8, 16, ... up to `most`."""
-    sizes = [FIRST_PAIRS * 2**k for k in range(max(1, int(math.log2(max(most, FIRST_PAIRS) / FIRST_PAIRS)) + 1))]
-    return sizes if sizes[-1] == most else [*sizes, most]
+    """Numbers of pairs after which a verdict may fall: 8, 16, 32, ... up to `most`."""
+    sizes = [FIRST_LOOK * 2**k for k in range(int(math.log2(max(most, FIRST_LOOK) / FIRST_LOOK)) + 1)]
+    return sizes if sizes[-1] >= most else [*sizes, most]
 
 
 def interval(differences: NDArray[np.float64], confidence: float, tries: int) -> tuple[float, float]:
@@ -140,36 +158,39 @@ class Bench:
         return results
 
 
-def verify(entries: Sequence[Entry], bench: Bench, config: VerifyConfig) -> list[Entry]:
-    """Try advice, all entries at once, until each is clear or the allowance is spent.
+def verify(
+    proposals: Sequence[Proposal], bench: Bench, config: VerifyConfig, strengths: Sequence[float] | None = None
+) -> list[Verification | None]:
+    """Try proposals, all at once, until each is clear or the allowance is spent.
 
     A relative plan first gets its strength from a few pairs; the verdict rests on fresh pairs only,
     so that the choice does not flatter it. Looks double the pairs, and the interval is widened for
     the number of looks.
 
     Args:
-        entries: advice with snapshots of its states; what comes first is tried first.
+        proposals: what comes first is tried first.
         bench: where, and with how many steps.
         config: pairs and confidence.
+        strengths: of each proposal, if they are known already.
 
     Returns:
-        The entries with their verification; those for which the allowance left too few pairs stay
-        unverified.
+        What was found of each; None where the allowance left too few pairs.
     """
-    strengths, spent = _choose_strengths(entries, bench)
+    chosen, spent = _choose_strengths(proposals, bench) if strengths is None else (list(strengths), None)
+    spent = spent or [0] * len(proposals)
     sizes = looks(config.branches)
-    found: list[Verification | None] = [None] * len(entries)
-    differences = [np.zeros(0)] * len(entries)
+    found: list[Verification | None] = [None] * len(proposals)
+    differences = [np.zeros(0)] * len(proposals)
     for size in sizes:
         rows, trials, planned = [], [], 0
-        for row, entry in enumerate(entries):
+        for row, proposal in enumerate(proposals):
             more = size - len(differences[row])
             verification = found[row]
             settled = verification is not None and verification.verdict != "unclear"
             if not settled and bench.affordable(planned + 2 * more):
                 planned += 2 * more
                 rows.append(row)
-                trials.append(Trial(entry.snapshot, entry.advice.plan, strengths[row], bench.seeds(more)))
+                trials.append(Trial(proposal, chosen[row], bench.seeds(more)))
         for row, paired in zip(rows, bench.run(trials), strict=True):
             spent[row] += paired.steps
             differences[row] = np.concatenate([differences[row], paired.differences])
@@ -179,28 +200,25 @@ def verify(entries: Sequence[Entry], bench: Bench, config: VerifyConfig) -> list
                 low=low,
                 high=high,
                 pairs=len(differences[row]),
-                strength=strengths[row],
+                strength=chosen[row],
                 verdict=judge(low, high),
                 steps=spent[row],
             )
-    return [
-        replace(entry, advice=replace(entry.advice, verification=verification))
-        for entry, verification in zip(entries, found, strict=True)
-    ]
+    return found
 
 
-def _choose_strengths(entries: Sequence[Entry], bench: Bench) -> tuple[list[float], list[int]]:
-    """For each entry the strength with the best mean over a few pairs, and the steps that it took."""
-    strengths = [1.0] * len(entries)
-    spent = [0] * len(entries)
+def _choose_strengths(proposals: Sequence[Proposal], bench: Bench) -> tuple[list[float], list[int]]:
+    """For each proposal the strength with the best mean over a few pairs, and the steps that it took."""
+    strengths = [1.0] * len(proposals)
+    spent = [0] * len(proposals)
     rows, trials, planned = [], [], 0
-    for row, entry in enumerate(entries):
-        branches = FIRST_PAIRS * (1 + len(STRENGTHS))
-        if entry.advice.plan.relative and bench.affordable(planned + branches):
+    for row, proposal in enumerate(proposals):
+        branches = STRENGTH_PAIRS * (1 + len(STRENGTHS))
+        if proposal.plan.relative and bench.affordable(planned + branches):
             planned += branches
-            seeds = bench.seeds(FIRST_PAIRS)
+            seeds = bench.seeds(STRENGTH_PAIRS)
             rows.append(row)
-            trials += [Trial(entry.snapshot, entry.advice.plan, strength, seeds) for strength in STRENGTHS]
+            trials += [Trial(proposal, strength, seeds) for strength in STRENGTHS]
     results = bench.run(trials)
     for place, row in enumerate(rows):
         tried = results[place * len(STRENGTHS) : (place + 1) * len(STRENGTHS)]
@@ -210,16 +228,81 @@ def _choose_strengths(entries: Sequence[Entry], bench: Bench) -> tuple[list[floa
     return strengths, spent
 
 
-def audit(advice: Sequence[Advice]) -> dict[str, Any]:
-    """How good an adviser was: verdicts, mean advantage, steps per helpful advice."""
-    tried = [item.verification for item in advice if item.verification is not None]
+class Recheck:
+    """Tries advice that training uses again, under the policy as it has become.
+
+    Args:
+        batch: where.
+        entries: the book, before anything was left out of it.
+        config: pairs and confidence.
+        gamma: discount.
+        horizon: longest branch.
+        budget: charged `verify` steps.
+        allowance: most steps, over all checks.
+        seed: of a random generator for each check.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        entries: Sequence[Entry],
+        config: VerifyConfig,
+        gamma: float,
+        horizon: int,
+        budget: StepBudget,
+        allowance: int,
+        seed: Sequence[int],
+    ) -> None:
+        self._batch, self._entries, self._config = batch, entries, config
+        self._gamma, self._horizon, self._budget = gamma, horizon, budget
+        self._allowance, self._seed = allowance, list(seed)
+        self._done = self._spent = 0
+
+    def due(self, fraction: float) -> bool:
+        """Whether it is time again, at this share of the time in which advice is used."""
+        return self._done < len(CHECKS) and fraction >= CHECKS[self._done]
+
+    def run(self, policy: Policy, rows: Sequence[int]) -> list[Verification | None]:
+        """What is found of these entries, the first ones first; None where the allowance did not last."""
+        rng = np.random.default_rng([*self._seed, self._done])
+        allowance = self._allowance // len(CHECKS)
+        bench = Bench(self._batch, policy, self._gamma, self._horizon, self._budget, "verify", allowance, rng)
+        advice = [(self._entries[row].advice, self._entries[row].snapshot) for row in rows]
+        proposals = [Proposal(item.plan, start) for item, start in advice]
+        found = verify(proposals, bench, self._config, [item.strength for item, _ in advice])
+        self._done += 1
+        self._spent += allowance - bench.left
+        return found
+
+    def state(self) -> dict[str, int]:
+        """What a checkpoint must hold."""
+        return {"done": self._done, "spent": self._spent}
+
+    def load_state(self, state: dict[str, int]) -> None:
+        """Inverse of `state`; the steps that were taken are charged again."""
+        self._done, self._spent = state["done"], state["spent"]
+        self._budget.charge("verify", self._spent)
+
+
+def audit(advice: Sequence[Advice | Rule]) -> dict[str, Any]:
+    """How good an adviser was: verdicts, mean advantage with its interval, steps per helpful advice."""
+    return audit_of([item.verification for item in advice])
+
+
+def audit_of(found: Sequence[Verification | None]) -> dict[str, Any]:
+    """The same from what was found; None for what was not tried."""
+    tried = [item for item in found if item is not None]
     counts = {verdict: sum(v.verdict == verdict for v in tried) for verdict in ("helps", "harms", "unclear")}
     steps = sum(v.steps for v in tried)
+    advantages = [v.advantage for v in tried]
+    mean = mean_interval(advantages) if len(tried) > 1 else None
     return {
-        "advices": len(advice),
+        "advices": len(found),
         **counts,
-        "untried": len(advice) - len(tried),
-        "mean_advantage": float(np.mean([v.advantage for v in tried])) if tried else None,
+        "tried": len(tried),
+        "untried": len(found) - len(tried),
+        "mean_advantage": float(np.mean(advantages)) if tried else None,
+        "ci95": [mean.low, mean.high] if mean else None,
         "verification_steps": steps,
         "steps_per_helpful": math.ceil(steps / counts["helps"]) if counts["helps"] else None,
     }

@@ -69,7 +69,7 @@ class ReadingAnalyst:
         rules = list({rule.guard: rule for rule in reversed(items) if isinstance(rule, Rule)}.values())[::-1]
         save_rules(rules, case.folder / RULES)
         if rules:
-            case.progress(f"{len(rules)} rules are kept in {RULES}; nothing executes or verifies rules yet")
+            case.progress(f"{len(rules)} rules are kept in {RULES}")
         return [item for item in items if isinstance(item, Advice)]
 
     def _ask_all(self, case: Case, jobs: Sequence[tuple[Question, Callable[[str], Parsed]]]) -> list[Exchange]:

@@ -22,7 +22,7 @@ from ultra.describe import largest_facts
 from ultra.plans import Plan
 from ultra.tasks.batch import Snapshot
 from ultra.trajectories import Trajectory
-from ultra.verification import Bench, Trial
+from ultra.verification import Bench, Proposal, Trial
 
 IDENTIFY_SHARE = 0.4
 """Share of the allowance for finding critical states; the rest compares plans at them."""
@@ -89,7 +89,11 @@ class SearchAnalyst:
             if not bench.affordable(2 * pairs * len(alive)):
                 break
             trials = [
-                Trial(snapshots[i], random_plan(case.task.action_space, case.config.plan_steps, case.rng), 1.0, (seed,))
+                Trial(
+                    Proposal(random_plan(case.task.action_space, case.config.plan_steps, case.rng), snapshots[i]),
+                    1.0,
+                    (seed,),
+                )
                 for i in alive
                 for seed in bench.seeds(pairs)
             ]
@@ -145,7 +149,7 @@ class SearchAnalyst:
         if pairs < 1:
             return
         seeds = [bench.seeds(pairs) for _ in range(places)]
-        results = bench.run([Trial(snapshots[arm.place], arm.plan, 1.0, seeds[arm.place]) for arm in arms])
+        results = bench.run([Trial(Proposal(arm.plan, snapshots[arm.place]), 1.0, seeds[arm.place]) for arm in arms])
         for arm, paired in zip(arms, results, strict=True):
             arm.differences = np.concatenate([arm.differences, paired.differences])
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from ultra.policy import Params
+from ultra.policy import Params, Policy
 from ultra.spaces import Actions
 from ultra.tasks.batch import Facts, Indices, Observations, Snapshot
 
@@ -49,8 +49,8 @@ class Guidance(Protocol):
         """A further term of the loss, or None. The same object throughout a training."""
         ...
 
-    def progress(self, fraction: float) -> None:
-        """Told before each rollout which share of training is over."""
+    def progress(self, fraction: float, policy: Policy) -> None:
+        """Told before each rollout which share of training is over, and the policy as it is."""
         ...
 
     def start(self, indices: Indices) -> list[Snapshot | None]:
@@ -85,7 +85,7 @@ class NoGuidance:
     drops_replaced = False
     loss: LossTerm | None = None
 
-    def progress(self, fraction: float) -> None:
+    def progress(self, fraction: float, policy: Policy) -> None:
         """Nothing to anneal."""
 
     def start(self, indices: Indices) -> list[Snapshot | None]:

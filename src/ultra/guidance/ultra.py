@@ -3,13 +3,14 @@
     (1)  a_true(t) = a_LLM(t) if s_t is critical, else a_t ~ pi(.|s_t)
     (2)  r'(t) = r_t + lambda * r_LLM(t) if s_t is critical, else r_t
 
-A state is critical if the episode started from its snapshot, or if its facts lie within the book's
-radius of an entry. An advice is a plan of L steps: for its duration the environment counts as
-critical, and the reward of equation 2 is spread evenly over its steps.
+A state is critical if the episode started from its snapshot, if its facts lie within the book's
+radius of an entry, or if a rule's guard holds. An advice is a plan of L steps: for its duration the
+environment counts as critical, and the reward of equation 2 is spread evenly over its steps.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,13 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from ultra.advice import Advice, AdviceBook
+from ultra.advice import Advice, AdviceBook, Rule, trusted
 from ultra.config import GuidanceConfig
+from ultra.expression import Expression
 from ultra.guidance.base import Intervention, LossTerm
 from ultra.plans import PlanTable
-from ultra.policy import log_prob
+from ultra.policy import Policy, log_prob
 from ultra.spaces import Actions, ActionSpace, Continuous
 from ultra.tasks.batch import Facts, Indices, Observations, Snapshot
+from ultra.verification import Recheck
 
 KERNEL_WIDTH = 0.5
 """Width of the Gaussian kernel on continuous actions scaled to [-1, 1]."""
@@ -47,7 +50,7 @@ def similarity(space: ActionSpace, actions: Actions, targets: Actions) -> NDArra
 
 
 class UltraGuidance:
-    """Modulates training by a book of advice.
+    """Modulates training by a book of advice and by rules.
 
     Args:
         book: advice with its states; the matching radius is the book's.
@@ -57,6 +60,8 @@ class UltraGuidance:
         on_actions: overwrite actions (ULTRA-A, ULTRA-RA).
         on_rewards: change rewards (ULTRA-R, ULTRA-RA).
         rng: source of its own randomness, apart from the training's.
+        rules: rules with their parsed guards.
+        recheck: tries the advice that is used most again; None leaves it.
     """
 
     needs_facts = True
@@ -71,28 +76,49 @@ class UltraGuidance:
         on_actions: bool,
         on_rewards: bool,
         rng: np.random.Generator,
+        rules: Sequence[tuple[Rule, Expression]] = (),
+        recheck: Recheck | None = None,
     ) -> None:
+        self._kept = [row for row, entry in enumerate(book.entries) if trusted(entry.advice, config.trust)]
         book = book.trusted(config.trust)
+        rules = [(rule, guard) for rule, guard in rules if trusted(rule, config.trust)]
+        with_plan = [(rule, guard, rule.plan) for rule, guard in rules if rule.plan is not None]
+        self._prizes = [(rule.reward, guard) for rule, guard in rules if rule.plan is None and on_rewards]
+        self._guards = [guard for _, guard, _ in with_plan]
         self._book, self._space, self._config, self._rng = book, space, config, rng
-        self._on_rewards = on_rewards
-        advice = [entry.advice for entry in book.entries]
-        self._table = PlanTable([a.plan for a in advice], [a.strength for a in advice], space)
+        self._on_rewards, self._recheck = on_rewards, recheck
+        advice: list[Advice | Rule] = [entry.advice for entry in book.entries]
+        advice += [rule for rule, _, _ in with_plan]
+        plans = [entry.advice.plan for entry in book.entries] + [plan for _, _, plan in with_plan]
+        self._table = PlanTable(plans, [a.strength for a in advice], space)
         self._tree = KDTree(book.points) if len(book) else None
         # Advice that is not known to help acts through rewards alone, unless everything is trusted.
         self._executable = np.array(
             [on_actions and (config.trust == "all" or a.verdict == "helps") for a in advice], dtype=np.bool_
         )
-        gains = np.array([_gain(a) for a in advice])
-        self._worth = (gains / gains.max() if gains.size and gains.max() > 0 else gains).astype(np.float32)
+        self._gains = np.array([_gain(a) for a in advice])
         self._follow = np.array([a.reward_follow for a in advice])
         self._repeat = np.array([a.reward_taken for a in advice])
-        self._taken = PlanRecords([entry.taken for entry in book.entries], self._table, space)
+        nothing = np.zeros((0, *self._table.steps.shape[2:]), self._table.steps.dtype)
+        taken = [entry.taken for entry in book.entries] + [nothing] * len(with_plan)
+        self._taken = PlanRecords(taken, self._table, space)
         self._beta = config.strength
         self._active = np.full(environments, -1, dtype=np.int64)
         self._position = np.zeros(environments, dtype=np.int64)
         self._following = np.zeros(environments, dtype=np.bool_)
+        self._before: Facts | None = None
+        self._fresh = np.ones(environments, dtype=np.bool_)
+        self._prize = np.zeros(environments)
+        self._uses = np.zeros(len(advice), dtype=np.int64)
         self._counts = np.zeros(3)
         self._loss = imitation_loss(config.imitation) if self._imitates else None
+
+    @property
+    def _worth(self) -> NDArray[np.float32]:
+        """How much each advice is worth imitating, 0 to 1: its measured advantage by the largest one."""
+        most = self._gains.max(initial=0.0)
+        worth: NDArray[np.float32] = (self._gains / most if most > 0 else self._gains).astype(np.float32)
+        return worth
 
     @property
     def _imitates(self) -> bool:
@@ -114,15 +140,28 @@ class UltraGuidance:
         """Imitation of verified advice, weighted by its measured advantage."""
         return self._loss
 
-    def progress(self, fraction: float) -> None:
-        """Anneal the strength linearly to zero by `anneal_until`."""
+    def progress(self, fraction: float, policy: Policy) -> None:
+        """Anneal the strength linearly to zero by `anneal_until`; now and then try again what is used most."""
         self._beta = self._config.strength * max(0.0, 1.0 - fraction / self._config.anneal_until)
+        if self._recheck is not None and self._beta > 0 and self._recheck.due(fraction / self._config.anneal_until):
+            self._check_again(policy, self._recheck)
+
+    def _check_again(self, policy: Policy, recheck: Recheck) -> None:
+        """Stop executing what is not found to do good any more."""
+        points = len(self._book)
+        used = np.flatnonzero(self._executable[:points] & (self._uses[:points] > 0))
+        rows = used[np.argsort(-self._uses[used], kind="stable")]
+        for row, found in zip(rows, recheck.run(policy, [self._kept[row] for row in rows]), strict=True):
+            if found is not None:
+                self._gains[row] = max(0.0, found.advantage)
+                self._executable[row] = found.advantage > 0
+        self._uses[:] = 0
 
     def start(self, indices: Indices) -> list[Snapshot | None]:
         """Let some of the starting episodes begin at critical states."""
         starts: list[Snapshot | None] = []
         for index in indices:
-            self._active[index] = -1
+            self._active[index], self._fresh[index] = -1, True
             if len(self._book) and self._rng.random() < self._config.restart * self._beta:
                 entry = int(self._rng.integers(len(self._book)))
                 self._engage(np.array([index]), np.array([entry]))
@@ -134,24 +173,18 @@ class UltraGuidance:
     def _engage(self, environments: NDArray[Any], entries: NDArray[Any]) -> None:
         self._active[environments] = entries
         self._position[environments] = 0
+        np.add.at(self._uses, entries, 1)
         heeded = self._rng.random(len(entries)) < self._beta
         self._following[environments] = heeded & self._executable[entries]
 
     def act(self, observations: Observations, facts: Facts | None, actions: Actions) -> Intervention:
         """Execute plans where a state is critical and the advice is followed."""
         weights = np.zeros(len(actions), np.float32)
-        replaced = np.zeros(len(actions), np.bool_)
-        if self._tree is None or self._beta <= 0:
+        if not (len(self._table.lengths) or self._prizes) or self._beta <= 0:
             self._active[:] = -1
-            return Intervention(actions, replaced, weights)
+            return Intervention(actions, np.zeros(len(actions), np.bool_), weights)
         assert facts is not None
-        free = np.flatnonzero(self._active < 0)
-        if len(free):
-            points = self._book.standardise(facts[free])
-            nearest = np.asarray(self._tree.query(points, distance_upper_bound=self._book.radius)[1])
-            near = nearest < len(self._book)
-            if near.any():
-                self._engage(free[near], nearest[near])
+        self._match(facts)
         replaced = (self._active >= 0) & self._following
         where = np.flatnonzero(replaced)
         self._counts += (len(actions), float((self._active >= 0).sum()), len(where))
@@ -162,8 +195,33 @@ class UltraGuidance:
             weights[where] = self._beta * self._worth[entries]
         return Intervention(actions, replaced, weights)
 
+    def _match(self, facts: Facts) -> None:
+        """Engage free environments whose state is critical: near an entry, or where a guard holds."""
+        if self._tree is not None:
+            free = np.flatnonzero(self._active < 0)
+            if len(free):
+                points = self._book.standardise(facts[free])
+                nearest = np.asarray(self._tree.query(points, distance_upper_bound=self._book.radius)[1])
+                near = nearest < len(self._book)
+                if near.any():
+                    self._engage(free[near], nearest[near])
+        if self._guards or self._prizes:
+            before = facts if self._before is None else np.where(self._fresh[:, None], facts, self._before)
+            for number, guard in enumerate(self._guards):
+                free = np.flatnonzero(self._active < 0)
+                held = free[guard.evaluate(facts[free], before[free])]
+                if len(held):
+                    self._engage(held, np.full(len(held), len(self._book) + number))
+            self._prize = np.zeros(len(facts))
+            for prize, guard in self._prizes:
+                self._prize += prize * guard.evaluate(facts, before)
+            self._before = facts.copy()
+            self._fresh[:] = False
+
     def reward(self, facts: Facts | None, actions: Actions, rewards: NDArray[np.float64]) -> NDArray[np.float64]:
         """Equation 2 at critical states; then move on in the plans."""
+        if self._prizes and self._beta > 0 and self._config.lam > 0:
+            rewards = rewards + self._beta * self._config.lam * self._prize
         where = np.flatnonzero(self._active >= 0)
         if not len(where):
             return rewards
@@ -172,8 +230,10 @@ class UltraGuidance:
             taken, known = self._taken.at(entries, positions)
             advised = self._table.apply(entries, positions, taken)
             followed = similarity(self._space, actions[where], advised)
-            # An executed plan is followed by construction, whatever the policy's own action was.
-            followed = np.where(self._following[where], 1.0, np.where(known, followed, 0.0))
+            # An executed plan is followed by construction, whatever the policy's own action was. What a
+            # rule's relative plan is added to is not known, so only its execution counts as following.
+            comparable = known | ((entries >= len(self._book)) & ~self._table.relative[entries])
+            followed = np.where(self._following[where], 1.0, np.where(comparable, followed, 0.0))
             repeated = np.where(known, similarity(self._space, actions[where], taken), 0.0)
             implicit = self._follow[entries] * followed + self._repeat[entries] * repeated
             rewards = rewards.copy()
@@ -193,11 +253,17 @@ class UltraGuidance:
         }
 
     def state(self) -> dict[str, Any]:
-        """Plans under way and the random generator."""
+        """Plans under way, what was found of advice since, and the random generator."""
         return {
             "active": self._active.tolist(),
             "position": self._position.tolist(),
             "following": self._following.tolist(),
+            "before": None if self._before is None else self._before.tolist(),
+            "fresh": self._fresh.tolist(),
+            "uses": self._uses.tolist(),
+            "gains": self._gains.tolist(),
+            "executable": self._executable.tolist(),
+            "recheck": self._recheck.state() if self._recheck else None,
             "rng": self._rng.bit_generator.state,
         }
 
@@ -206,10 +272,15 @@ class UltraGuidance:
         self._active[:] = state["active"]
         self._position[:] = state["position"]
         self._following[:] = state["following"]
+        self._before = None if state["before"] is None else np.array(state["before"])
+        self._fresh[:], self._uses[:] = state["fresh"], state["uses"]
+        self._gains[:], self._executable[:] = state["gains"], state["executable"]
+        if self._recheck is not None:
+            self._recheck.load_state(state["recheck"])
         self._rng.bit_generator.state = state["rng"]
 
 
-def _gain(advice: Advice) -> float:
+def _gain(advice: Advice | Rule) -> float:
     """The measured advantage of advice that helps, else 0."""
     found = advice.verification
     return max(0.0, found.advantage) if found is not None and found.verdict == "helps" else 0.0

@@ -1,0 +1,5 @@
+"""`python -m ultra`: the same as the `ultra` command."""
+
+from ultra.cli import main
+
+main()
