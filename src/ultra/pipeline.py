@@ -80,6 +80,7 @@ class Refinement:
                 raise UltraError("which policy? Give --policy DIR (`ultra train` makes one) or a Stable-Baselines3 zip")
             found = open_policy(config.policy, config.vecnormalize, trust_pickle=config.trust_pickle)
             check_fits(found.policy, task.name, task.observation_size, task.action_space)
+            check_snapshots(task, config.method)
             run = Run.start(path, "refine", config)
             for line in (*found.notes, *(f"warning: {warning}" for warning in found.warnings)):
                 reporter.say(line)
@@ -486,6 +487,19 @@ def stages_of(method: str) -> tuple[str, ...]:
     if method == "none":
         return ()
     return STAGES if method.startswith("ultra") else ("finetune",)
+
+
+def check_snapshots(task: Task, method: str) -> None:
+    """Check that a method which restores states can be used in a task.
+
+    Raises:
+        UltraError: if the environment does not repeat itself.
+    """
+    if task.snapshots == "none" and method not in ("none", "ppo"):
+        raise UltraError(
+            f"{task.name} does not repeat itself: the same seed and actions lead elsewhere, so advice cannot be tried; "
+            "use --method ppo, or draw all randomness from self.np_random (docs/own-environment.md)"
+        )
 
 
 def task_of(config: Any) -> Task:

@@ -37,7 +37,7 @@ def _part(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
         info = archive.getinfo(name)
     except KeyError:
         raise PolicyError(
-            f"{path} holds no {name!r}: it is not a model that Stable-Baselines3 saved (`model.save(...)`)"
+            f"{path} holds no {name!r}: it is not a model that Stable-Baselines3 saved, or was cut off"
         ) from None
     if info.file_size > LARGEST[name]:
         raise PolicyError(f"{path}: {name!r} unpacks to {info.file_size:,} bytes, more than {LARGEST[name]:,}")
