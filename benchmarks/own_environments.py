@@ -75,7 +75,7 @@ def stand_in(task: Task, rules: list[tuple[str, str]]) -> Any:
             {"guard": guard, "plan": [{"action": action, "steps": 1}], "reward": 0.0, "explanation": "push on"}
             for guard, action in rules
         ]
-        return Answer(json.dumps({"reasoning": "", "advice": advice, "rules": given}))
+        return Answer(json.dumps({"reasoning": "", "advice": [] if rules else advice, "rules": given}))
 
     return behave
 
@@ -97,11 +97,13 @@ def run(name: str, folder: Path, steps: int, seed: int) -> None:
     env = EnvironmentConfig(kwargs=ENVIRONMENTS[name], module=str(folder / "field.py") if name == "Field-v0" else "")
     evaluate = EvaluateConfig(episodes=5)
     short = name.replace("/", "-")
-    train = TrainConfig(name, steps=1024, seed=seed, workers=1, env=env, ppo=ppo, evaluate=evaluate)
+    raw = name == "MountainCar-v0"  # as SB3 users have it, without statistics: plain PPO gets stuck
+    train = TrainConfig(name, steps=1024, seed=seed, workers=1, env=env, ppo=ppo, evaluate=evaluate, normalize=not raw)
     api.train(train, folder / short / "policy")
     config = RefineConfig(
         task=name, policy=str(folder / short / "policy"), steps=steps, seed=seed, workers=1, env=env, ppo=ppo,
-        evaluate=evaluate, collect=CollectConfig(episodes=3), analyse=AnalyseConfig(states=2, horizon=40, plan_steps=8, share=0.2),
+        evaluate=evaluate, collect=CollectConfig(episodes=3),
+        analyse=AnalyseConfig(states=2, horizon=40, plan_steps=8, share=0.2),
         verify=VerifyConfig(share=0.3, branches=16),
     )  # fmt: skip
     task = get_task(name, **env.options())
@@ -109,6 +111,8 @@ def run(name: str, folder: Path, steps: int, seed: int) -> None:
     print(row("  search", api.refine(config, folder / short / "search")), flush=True)
     rules = MOUNTAIN_CAR if name == "MountainCar-v0" else []
     with Server(stand_in(task, rules)) as server:
+        if rules:  # these alone, tried in whole episodes
+            config = replace(config, verify=VerifyConfig(share=0.5, branches=16))
         llm = LLMConfig(base_url=f"{server.url}/v1", budget=0, ledger=str(folder / "ledger.sqlite"))
         asked = replace(config, analyst="llm:local/stand-in", llm=llm)
         print(row("  stand-in", api.refine(asked, folder / short / "llm")), flush=True)

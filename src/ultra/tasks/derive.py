@@ -19,6 +19,7 @@ Env = gymnasium.Env[Any, Any]
 _CARDS = Path(__file__).parent / "cards"
 _MOST_ENTRIES = 400
 """Entries of an observation that a skeleton lists; a picture's are left out."""
+_LONGEST_TITLE = 80
 
 
 def derive_card(env_id: str, env: Env) -> Card:
@@ -41,12 +42,14 @@ def derive_card(env_id: str, env: Env) -> Card:
         if card is not None and _fits(card, size, space):
             return card
     skeleton = skeleton_card(env_id, min(size, _MOST_ENTRIES), space)
-    return replace(skeleton, facts=_with_ranges(skeleton.facts, env.observation_space), title=_title(env_id, env))
+    facts = _with_ranges(_named(skeleton.facts, _dict_of(env)), env.observation_space)
+    return replace(skeleton, facts=facts, title=_title(env_id, env))
 
 
 def _title(env_id: str, env: Env) -> str:
-    text = (type(env.unwrapped).__doc__ or "").strip().splitlines()
-    return f"{env_id}: {text[0].strip('# .')}" if text and text[0].strip("# .") else env_id
+    lines = [line.strip() for line in (type(env.unwrapped).__doc__ or "").splitlines()]
+    first = next((line.strip(".") for line in lines if line and not line.startswith("#")), "")
+    return f"{env_id}: {first}" if 0 < len(first) <= _LONGEST_TITLE else env_id
 
 
 def _fits(card: Card, size: int, space: ActionSpace) -> bool:
@@ -56,6 +59,32 @@ def _fits(card: Card, size: int, space: ActionSpace) -> bool:
     except UltraError:
         return False
     return len(card.actions) == space.size
+
+
+def _dict_of(env: Env) -> gymnasium.spaces.Dict | None:
+    """The Dict that the flattened observation was made of, or None."""
+    layer: Any = env
+    while isinstance(layer, gymnasium.Wrapper):
+        layer = layer.env
+        if isinstance(layer.observation_space, gymnasium.spaces.Dict):
+            return layer.observation_space
+    return None
+
+
+def _named(facts: tuple[Fact, ...], parts: gymnasium.spaces.Dict | None) -> tuple[Fact, ...]:
+    """Facts of a skeleton named after the parts of a Dict observation."""
+    if parts is None:
+        return facts
+    names: list[tuple[str, str]] = []
+    for key, part in parts.spaces.items():
+        width, name = gymnasium.spaces.flatdim(part), _name(str(key))
+        if isinstance(part, gymnasium.spaces.Discrete):
+            names += [(f"{name}_is_{part.start + i}", f"1 if {key} is {part.start + i}") for i in range(width)]
+        else:
+            ends = [""] if width == 1 else [f"_{i}" for i in range(width)]
+            names += [(f"{name}{end}", f"{key}, entry {i}") for i, end in enumerate(ends)]
+    named = (replace(fact, name=name, meaning=text) for fact, (name, text) in zip(facts, names, strict=False))
+    return _unlike(tuple(named))
 
 
 def _with_ranges(facts: tuple[Fact, ...], space: gymnasium.Space[Any]) -> tuple[Fact, ...]:
@@ -198,13 +227,8 @@ def _minigrid_card(env_id: str, env: Env) -> Card | None:
 
 def _offset_of(env: Env, key: str) -> int | None:
     """Where a part of a Dict observation begins in the flattened one."""
-    layer: Any = env
-    while isinstance(layer, gymnasium.Wrapper):
-        layer = layer.env
-        if isinstance(layer.observation_space, gymnasium.spaces.Dict):
-            break
-    parts = layer.observation_space
-    if not isinstance(parts, gymnasium.spaces.Dict) or key not in parts.spaces:
+    parts = _dict_of(env)
+    if parts is None or key not in parts.spaces:
         return None
     offset = 0
     for name, part in parts.spaces.items():

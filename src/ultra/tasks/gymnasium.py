@@ -97,6 +97,8 @@ def make_environment(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gy
         numeric = [key for key, part in space.spaces.items() if _is_numeric(part)]
         if numeric and len(numeric) < len(space.spaces):
             env = gymnasium.wrappers.FilterObservation(env, numeric)
+    if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1:
+        return env
     return gymnasium.wrappers.FlattenObservation(env)
 
 
