@@ -306,7 +306,7 @@ BOX = gymnasium.spaces.Box(-1.0, 1.0, (2,))
     ("actions", "observations"),
     [
         pytest.param(gymnasium.spaces.MultiDiscrete([64, 64]), BOX, id="too many combinations"),
-        pytest.param(gymnasium.spaces.MultiDiscrete([[2, 3], [2, 3]]), BOX, id="a matrix of discrete actions"),
+        pytest.param(gymnasium.spaces.MultiDiscrete(np.full((2, 2), 3)), BOX, id="a matrix of discrete actions"),
         pytest.param(gymnasium.spaces.Box(-1.0, 1.0, (2, 2)), BOX, id="a matrix of actions"),
         pytest.param(gymnasium.spaces.Box(-np.inf, np.inf, (2,)), BOX, id="unbounded actions"),
         pytest.param(gymnasium.spaces.Discrete(3, start=1), BOX, id="actions not numbered from 0"),
