@@ -16,7 +16,7 @@ $(shell [ -x $(BIN)/python ] || rm -f $(VENV)/.installed-*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart install install-llm install-sb3 test lint format lock clean
+.PHONY: help quickstart install install-llm install-sb3 install-ray test lint format lock clean
 
 help: ## print this list
 	@echo 'usage: make TARGET [PYTHON=python3.12] [ARGS="..."]'
@@ -31,6 +31,8 @@ install: $(VENV)/.installed-dev ## install ULTRA and the development tools into 
 install-llm: $(VENV)/.installed-llm ## add what talks to language models
 
 install-sb3: $(VENV)/.installed-sb3 ## add what reads and writes Stable-Baselines3 files (torch: large)
+
+install-ray: $(VENV)/.installed-ray ## add what runs studies on a Ray cluster
 
 test: $(VENV)/.installed-dev ## run the tests (ARGS go to pytest)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
@@ -88,3 +90,6 @@ $(VENV)/.installed-llm: $(INPUTS)
 
 $(VENV)/.installed-sb3: $(INPUTS)
 	$(call pip_install,[sb3])
+
+$(VENV)/.installed-ray: $(INPUTS)
+	$(call pip_install,[ray])

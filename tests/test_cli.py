@@ -27,17 +27,18 @@ SMALL = [
 ]  # fmt: skip
 
 
-def start(*arguments: str | Path, **options: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
+    process: subprocess.Popen[str] = subprocess.Popen(
         [sys.executable, "-m", "ultra", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         **options,  # type: ignore[call-overload]
     )
+    return process
 
 
-def complaint(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """The one line that a wrong command gives, with exit status 2."""
     assert cli([str(argument) for argument in arguments]) == 2
     captured = capsys.readouterr()

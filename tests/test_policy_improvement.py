@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -93,7 +94,7 @@ class Process:
 
 
 def chances_of(policy: Policy) -> Array:
-    outputs, _ = actor_critic(policy.params, np.eye(STATES, dtype=np.float32))
+    outputs, _ = actor_critic(policy.params, jnp.eye(STATES))
     return np.asarray(jax.nn.softmax(outputs), np.float64)
 
 

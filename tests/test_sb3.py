@@ -487,7 +487,9 @@ def test_an_exported_policy_acts_alike_in_stable_baselines3(
     finally:
         del gymnasium.registry["Given-v0"]
     rng = np.random.default_rng(0)
-    policy = create_policy(Architecture(3, task.action_space, (8, 6), (5,), (7,), activation), rng)
+    policy = create_policy(
+        Architecture(3, task.action_space, (8, 6), critic_hidden=(5,), shared=(7,), activation=activation), rng
+    )
     policy.params["actor"][-1]["w"] *= 100.0
     normalizer = Normalizer(rng.normal(size=3), rng.uniform(0.5, 2, 3), 100.0, 4.0, 100.0, clip=1.5)
     policy = Policy(policy.architecture, policy.params, normalizer)

@@ -18,7 +18,7 @@ from ultra.errors import DivergedError, RunDirectoryError, UltraError
 from ultra.expression import parse
 from ultra.plans import Plan, Segment
 from ultra.policy import Architecture, Decision, Policy, create_policy, load_policy, log_prob_function
-from ultra.simulate import Branch, Outcome, simulate
+from ultra.simulate import Branch, Habit, Outcome, simulate
 from ultra.spaces import Actions, ActionSpace, Continuous, Discrete
 from ultra.tasks import Batch, Snapshot, Step, Task, get_task
 from ultra.tasks.batch import Facts, Indices, Observations
@@ -300,7 +300,7 @@ def test_a_guard_begins_its_plan_wherever_it_holds() -> None:
     """Pushed back whenever it is too far to the right, a walk stays where it is."""
     plan = Plan((Segment((-1.0,), 2),))
     guard = parse("place > 0.5", ("place", "wave", "other"))
-    branches = [Branch(k, 200, reset_seed=k, plan=plan, guard=guard) for k in range(6)]
+    branches = [Branch(k, 200, reset_seed=k, habits=(Habit(guard, plan),)) for k in range(6)]
     _, diary = diary_of(Walk(4), walker(FORCE), branches)
     for seed, rewards in enumerate(diary.rewards):
         places = np.array([float(np.random.default_rng(seed).uniform(-1, 1)), *(np.array(rewards) - 1)])
@@ -317,7 +317,7 @@ def test_a_guard_that_never_holds_changes_nothing() -> None:
     guard = parse("place > 1e6", ("place", "wave", "other"))
     plan = Plan((Segment((-1.0,), 2),))
     plain = [Branch(k, 60, reset_seed=k) for k in range(6)]
-    guarded = [replace(branch, plan=plan, guard=guard) for branch in plain]
+    guarded = [replace(branch, habits=(Habit(guard, plan),)) for branch in plain]
     assert simulate(Walk(4), walker(FORCE), guarded, GAMMA) == simulate(Walk(4), walker(FORCE), plain, GAMMA)
 
 
@@ -325,7 +325,7 @@ def test_a_guard_sees_the_step_before_of_its_own_episode() -> None:
     """`prev` of a state with which an episode begins is that state itself, whatever its slot held before."""
     guard = parse("place < prev(place)", ("place", "wave", "other"))
     up = Plan((Segment((1.0,)),))
-    branches = [Branch(k, 40, reset_seed=k, plan=up, guard=guard) for k in range(9)]
+    branches = [Branch(k, 40, reset_seed=k, habits=(Habit(guard, up),)) for k in range(9)]
     _, diary = diary_of(Walk(2), walker(FORCE), branches)
     for seed, rewards in enumerate(diary.rewards):
         forces = pushes(rewards, seed)

@@ -14,9 +14,13 @@ from scipy import stats
 
 from ultra.errors import UltraError
 from ultra.statistics import (
+    bootstrap_band,
     difference_interval,
     interquartile_mean,
+    interval_remark,
     mean_interval,
+    normalize,
+    performance_profile,
     probability_of_improvement,
     stratified_bootstrap,
 )
@@ -146,6 +150,12 @@ def test_the_interquartile_mean_keeps_to_the_values(table: Array, shift: int) ->
     assert interquartile_mean(table.T[::-1]) == pytest.approx(found)
 
 
+@settings(deadline=None)
+@given(TABLES)
+def test_the_interquartile_mean_is_scipys_trimmed_mean(table: Array) -> None:
+    assert interquartile_mean(table) == pytest.approx(stats.trim_mean(table.ravel(), 0.25))
+
+
 def test_outliers_do_not_move_the_interquartile_mean() -> None:
     values = np.random.default_rng(0).normal(size=40)
     spoilt = values.copy()
@@ -177,6 +187,31 @@ def test_improvements_both_ways_add_up_to_one(data: st.DataObject) -> None:
     assert 0 <= ahead <= 1
     assert ahead + probability_of_improvement(old, new) == pytest.approx(1)
     assert probability_of_improvement(new + 11, old) == 1
+
+
+def test_normalised_scores_of_a_worked_example() -> None:
+    """The start scores 0, the reference 1; also for negative returns."""
+    np.testing.assert_allclose(normalize(np.array([100.0, 600.0, 1100.0, 0.0]), 100, 1100), [0, 0.5, 1, -0.1])
+    np.testing.assert_allclose(normalize(np.array([-21.0, 0.0, 21.0]), -21, 21), [0, 0.5, 1])
+    for reference in (5.0, 4.0, math.nan):
+        with pytest.raises(UltraError, match="must be above the start, 5"):
+            normalize(np.array([1.0]), 5, reference)
+
+
+def test_a_performance_profile_of_a_worked_example() -> None:
+    """Of 0.2, 0.4, 0.6 and 0.8, three are above 0.3, and none above 0.8 itself."""
+    table = np.array([[0.2, 0.4], [0.6, 0.8]])
+    np.testing.assert_allclose(performance_profile(table, np.array([0.0, 0.3, 0.5, 0.8, 1.0])), [1, 0.75, 0.5, 0, 0])
+
+
+@settings(deadline=None)
+@given(TABLES)
+def test_a_profile_falls_and_its_area_is_the_mean(table: Array) -> None:
+    """The mean of scores between 0 and 1 is the area under their profile (arXiv 2108.13264, appendix A.4)."""
+    scores = (table + 5) / 10
+    profile = performance_profile(scores, np.linspace(0, 1, 10_001))
+    assert (np.diff(profile) <= 1e-12).all()
+    assert np.trapezoid(profile, dx=1e-4) == pytest.approx(scores.mean(), abs=1e-3)
 
 
 # The bootstrap
@@ -217,3 +252,36 @@ def test_the_bootstrap_follows_its_generator() -> None:
     )
     assert first == same
     assert first != other
+
+
+def test_a_band_is_the_interval_at_every_point() -> None:
+    table = np.random.default_rng(0).normal(size=(6, 2))
+    rng = np.random.default_rng(3)
+    low, high = bootstrap_band(lambda t: np.array([t.mean(), interquartile_mean(t)]), table, rng=rng, draws=100)
+    one = stratified_bootstrap(lambda t: float(t.mean()), table, rng=np.random.default_rng(3), draws=100)
+    two = stratified_bootstrap(interquartile_mean, table, rng=np.random.default_rng(3), draws=100)
+    np.testing.assert_allclose([low, high], [[one.low, two.low], [one.high, two.high]])
+
+
+def test_a_band_of_curves_resamples_whole_curves() -> None:
+    curves = np.arange(4.0)[:, None, None] + np.linspace(0, 1, 7)
+    low, high = bootstrap_band(lambda t: t.mean(axis=(0, 1)), curves, rng=np.random.default_rng(0), draws=200)
+    np.testing.assert_allclose(high - low, np.full(7, high[0] - low[0]))
+    assert (low < curves.mean(axis=(0, 1))).all()
+
+
+@pytest.mark.parametrize(("runs", "expected"), [(2, 0.50), (3, 0.75), (5, 0.90), (10, 0.94)])
+def test_what_is_said_of_few_seeds_is_what_a_simulation_finds(runs: int, expected: float) -> None:
+    """Coverage of 95% intervals of the interquartile mean of normal scores, one task."""
+    rng, trials = np.random.default_rng(0), 150
+    covered = 0
+    for _ in range(trials):
+        estimate = stratified_bootstrap(interquartile_mean, rng.normal(size=(runs, 1)), rng=rng, draws=150)
+        covered += estimate.low <= 0 <= estimate.high
+    assert covered / trials == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / trials))
+    assert bool(interval_remark(runs)) == (expected < 0.9)
+
+
+def test_one_seed_has_no_interval() -> None:
+    assert "no interval" in interval_remark(1)
+    assert "three quarters" in interval_remark(3)

@@ -12,7 +12,7 @@ one each. Everything is imported when it is first used.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ultra.api import advise, collect, evaluate, finetune, identify, refine, report, train, verify
+    from ultra.api import advise, collect, evaluate, finetune, identify, refine, report, study, train, verify
     from ultra.config import PPOConfig, RefineConfig, TrainConfig
     from ultra.errors import UltraError
     from ultra.policy import Policy, load_policy, save_policy
@@ -38,6 +38,7 @@ __all__ = [
     "register",
     "report",
     "save_policy",
+    "study",
     "train",
     "verify",
 ]

@@ -135,6 +135,9 @@ class Rule:
     source: str
     """Who gave it."""
     verification: Verification | None = None
+    """What was found of the rule alone."""
+    together: Verification | None = None
+    """What was found of the chosen set to which it belongs; None if it belongs to none. Only these are executed."""
 
     def __post_init__(self) -> None:
         if not -1 <= self.reward <= 1:
@@ -174,6 +177,7 @@ class Rule:
         fields |= {
             "plan": Plan.from_json(fields["plan"]) if fields["plan"] else None,
             "verification": Verification(**found) if found else None,
+            "together": Verification(**fields["together"]) if fields.get("together") else None,
         }
         return cls(**fields)
 
@@ -293,7 +297,8 @@ class AdviceBook:
 
 def trusted(advice: Advice | Rule, trust: Literal["helps", "all"]) -> bool:
     """Whether advice takes part in training: not if it harms, or has not or (rewards alone) cannot be tried."""
-    return trust == "all" or advice.verdict in ("helps", "unclear")
+    in_set = isinstance(advice, Rule) and advice.together is not None
+    return trust == "all" or in_set or advice.verdict in ("helps", "unclear")
 
 
 def calibrate(facts: Sequence[NDArray[np.float64]], columns: NDArray[np.intp]) -> tuple[NDArray[np.float64], float]:

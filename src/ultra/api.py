@@ -6,21 +6,32 @@ Each function does what the command of the same name does; `reporter` is silent 
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
+from ultra.advice import load_states
 from ultra.config import RefineConfig, TrainConfig
 from ultra.evaluation import evaluate as evaluate_policy
 from ultra.evaluation import evaluation_seeds
+from ultra.fidelity import Fidelity, importance_of_states
+from ultra.fidelity import fidelity as score_fidelity
+from ultra.files import write_json
 from ultra.opening import open_policy
 from ultra.pipeline import Refinement
-from ultra.policy import Policy
+from ultra.policy import Policy, load_policy
 from ultra.progress import Reporter
 from ultra.reporting import write_report
 from ultra.run import STAGES, Run
+from ultra.statemask import importance
 from ultra.statistics import Estimate
 from ultra.tasks import Task, get_task
 from ultra.training import train_policy
+
+if TYPE_CHECKING:
+    from ultra.studies.runner import Outcome
 
 PathLike = str | os.PathLike[str]
 
@@ -52,24 +63,94 @@ def train(config: TrainConfig, out: PathLike, reporter: Reporter | None = None) 
 
 
 def evaluate(
-    policy: Policy | PathLike, task: str | Task, episodes: int = 20, seed: int = 0, workers: int = 0
+    policy: Policy | PathLike, task: Task | str, episodes: int = 20, seed: int = 0, workers: int = 0
 ) -> Estimate:
     """Play episodes in Gymnasium's own environment; returns the mean return with its 95% interval."""
     loaded = policy if isinstance(policy, Policy) else open_policy(policy).policy
-    known = task if isinstance(task, Task) else get_task(task)
-    estimate, _, _ = evaluate_policy(known, loaded, evaluation_seeds(seed, episodes), workers=workers)
+    task = get_task(task) if isinstance(task, str) else task
+    estimate, _, _ = evaluate_policy(task, loaded, evaluation_seeds(seed, episodes), workers=workers)
     return estimate
 
 
 def report(run: PathLike, out: PathLike | None = None) -> Path:
-    """Write tables, learning curve and one HTML page of a finished run; returns their folder."""
+    """Write tables, learning curves and one HTML page of a finished run or a study; returns their folder."""
     path = Path(run)
-    return write_report([Run.open(path)], Path(out) if out is not None else path / "report")
+    folder = Path(out) if out is not None else path / "report"
+    if (path / "study.json").is_file():
+        from ultra.studies.report import write_study_report
+
+        return write_study_report(path, folder)
+    return write_report([Run.open(path)], folder)
+
+
+def study(
+    file: PathLike,
+    out: PathLike,
+    on: Literal["local", "ray"] = "local",
+    address: str = "",
+    jobs: int = 0,
+    reporter: Reporter | None = None,
+) -> Outcome:
+    """Do the runs of a study file that have not been done, or that failed.
+
+    Args:
+        file: the study (YAML).
+        out: its directory; with Ray on a file system that all machines share.
+        on: processes of this machine, or tasks of a Ray cluster.
+        address: of the Ray cluster.
+        jobs: runs at once on this machine; 0 is as many as its cores allow.
+        reporter: tells a person how far it is; on a terminal with a live table.
+
+    Raises:
+        UltraError: if something in the study cannot work, before anything runs.
+    """
+    from ultra.studies.display import Display
+    from ultra.studies.plan import load_study
+    from ultra.studies.pool import make_pool
+    from ultra.studies.runner import run_study
+
+    plan, folder = load_study(Path(file)), Path(out).resolve()
+    pool = make_pool(on, address, jobs, plan.cores)
+    return run_study(plan, Path(file).parent, folder, pool, Display(reporter))
 
 
 def collect(run: PathLike, reporter: Reporter | None = None) -> Path:
     """Stage 1 of a run: trajectories of the policy; returns the folder of the round's files."""
     return run_stage(run, "collect", reporter)
+
+
+def fidelity(run: PathLike, number: int = 0, reporter: Reporter | None = None) -> list[Fidelity]:
+    """Score how well a run's critical states explain its episodes; the scores are kept in the round's folder.
+
+    A mask network is scored by its importance of every step, any other analyst by that of its critical
+    states. The steps that it takes are told, but are not part of the run's budget.
+
+    Args:
+        run: its directory.
+        number: round; 0 is the last one with critical states.
+        reporter: tells a person how far it is.
+
+    Raises:
+        RunDirectoryError: if the round has no critical states yet.
+    """
+    refinement = Refinement(Run.open(Path(run)), reporter or Reporter(quiet=True))
+    rounds = range(1, refinement.config.rounds + 1)
+    if not number:
+        number = max((n for n in rounds if refinement.run.finished(f"round-{n}/identify")), default=1)
+    refinement.run.require(f"round-{number}/identify", f"ultra identify {run}")
+    folder = refinement.run.round(number)
+    with refinement.case(number, "identify") as case:
+        if (folder / "mask").is_dir():
+            mask = load_policy(folder / "mask")
+            importances = [importance(mask, episode.observations[:-1]) for episode in case.episodes]
+        else:
+            importances = importance_of_states(load_states(folder / "states.jsonl"), case.episodes)
+        rng = np.random.default_rng([refinement.config.seed, number, len(STAGES), 1])
+        scores = score_fidelity(
+            case.task, case.policy, case.episodes, importances, rng, workers=refinement.config.workers
+        )
+    write_json(folder / "fidelity.json", [asdict(score) for score in scores])
+    return scores
 
 
 def identify(run: PathLike, reporter: Reporter | None = None) -> Path:

@@ -85,6 +85,10 @@ class EvaluateArguments:
     """Episodes to play."""
     seed: int = 0
     """Seed from which the episodes' seeds are drawn."""
+    sticky: float = 0.0
+    """Probability that an Atari console repeats the previous action."""
+    threshold: float = 0.0
+    """Distance in metres from which on sparse-* tasks reward each step; 0 is the task's default."""
     workers: int = 0
     """Processes; 0 uses all cores."""
     json: bool = False
@@ -131,13 +135,49 @@ class CardArguments:
 
 
 @dataclass(frozen=True)
+class StudyArguments:
+    """Run tasks x methods x analysts x seeds of a study file. Repeat the command to do what is missing or failed.
+
+    Example: ultra study studies/small.yaml --out runs/small
+    """
+
+    file: Positional[Path]
+    """Study file (YAML)."""
+    out: Path
+    """Directory of the study; with --on ray on a file system that all machines share."""
+    on: Literal["local", "ray"] = "local"
+    """Processes on this machine, or tasks on a Ray cluster."""
+    address: str = ""
+    """Address of the Ray cluster; default: `RAY_ADDRESS`, or a cluster on this machine alone."""
+    jobs: int = 0
+    """Runs at once on this machine; 0 is as many as its cores allow."""
+    quiet: bool = False
+    """Print a line for each finished run instead of a live table."""
+
+
+@dataclass(frozen=True)
 class ReportArguments:
-    """Write tables (CSV, JSON, Markdown), the learning curve (PNG) and one HTML page of a finished run."""
+    """Write tables (CSV, JSON, Markdown), learning curves (PNG) and one HTML page of a finished run or a study."""
+
+    run: Positional[Path]
+    """Directory of a run or of a study; a study may be unfinished."""
+    out: Path | None = None
+    """Where to write; default: the folder `report` in that directory."""
+
+
+@dataclass(frozen=True)
+class FidelityArguments:
+    """Score the critical states of a run: how much does the return change if random actions are taken there?
+
+    The field's measure of an explanation (StateMask, RICE); higher is better. Works for every analyst.
+    """
 
     run: Positional[Path]
     """Run directory."""
-    out: Path | None = None
-    """Where to write; default: RUN/report."""
+    round: int = 0
+    """Round; 0 is the last one with critical states."""
+    json: bool = False
+    """Print JSON Lines."""
 
 
 @dataclass(frozen=True)

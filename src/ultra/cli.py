@@ -31,7 +31,8 @@ Find out why a reinforcement-learning policy fails, and make it better.
   evaluate     score a policy in Gymnasium's own environment
   card         describe an environment, in a file to complete
   export       write a policy as a zip of Stable-Baselines3
-  report       tables, learning curve and an HTML page of a finished run
+  report       tables, learning curves and an HTML page of a finished run or a study
+  study        tasks x methods x analysts x seeds of a file, on this machine or a Ray cluster
 
 the stages of `refine` one by one, on its run directory:
   collect      1. let the policy play and record episodes
@@ -39,6 +40,7 @@ the stages of `refine` one by one, on its run directory:
   advise       2. suggest what to do there
   verify       3. try every advice in the simulator
   finetune     4. train with the advice as guidance
+  fidelity     score how well the critical states explain the episodes
   prompt       print what a language model is sent
 
 language models as analysts (`--analyst llm:PROVIDER/MODEL`):
@@ -46,8 +48,8 @@ language models as analysts (`--analyst llm:PROVIDER/MODEL`):
   ledger       list | cost | export | import | why-miss: every request and answer, none bought twice
 
 everywhere: --quiet (no progress), --traceback (full errors). Commands that are repeated continue
-where they stopped. Exit status: 0 done, 2 bad usage or input, 3 language model out of reach,
-130 interrupted.
+where they stopped. Exit status: 0 done, 1 some runs of a study failed, 2 bad usage or input,
+3 language model out of reach, 130 interrupted.
 """
 
 
@@ -100,6 +102,8 @@ def _verbs() -> dict[str, Callable[[list[str]], int]]:
         "card": _of_verbs("card"),
         "export": _of_verbs("export"),
         "report": _report,
+        "fidelity": _fidelity,
+        "study": _study,
         "prompt": _prompt,
         "llm": _group("llm"),
         "ledger": _group("ledger"),
@@ -137,12 +141,10 @@ def _reporter(quiet: bool) -> Reporter:
 
 def _overlay(kind: type[Any], arguments: list[str]) -> tuple[Any, list[str]]:
     """Settings of `--config FILE` as defaults, and the arguments without it."""
-    from dataclasses import MISSING, fields
-
     import tyro
     import yaml
 
-    from ultra.run import settings_from_dict
+    from ultra.records import record_from
 
     for place, argument in enumerate(arguments):
         name, _, value = argument.partition("=")
@@ -155,8 +157,7 @@ def _overlay(kind: type[Any], arguments: list[str]) -> tuple[Any, list[str]]:
                 raise UltraError(f"cannot read --config {path}: {error}") from error
             if not isinstance(raw, dict):
                 raise UltraError(f"--config {path} must hold settings by name, not {raw!r}")
-            required = {field.name for field in fields(kind) if field.default is field.default_factory is MISSING}
-            return settings_from_dict(kind, dict.fromkeys(required, tyro.MISSING) | raw), rest
+            return record_from(kind, raw, missing=tyro.MISSING), rest
     return None, arguments
 
 
@@ -166,7 +167,7 @@ def _tasks(arguments: list[str]) -> int:
 
     _parse(TasksArguments, "tasks", arguments)
     for name, summary in known_tasks().items():
-        print(f"{name:<12} {summary}")
+        print(f"{name:<18} {summary}")
     print("Any other Gymnasium id works too, for instance CartPole-v1.")
     return 0
 
@@ -300,13 +301,15 @@ def _evaluate(arguments: list[str]) -> int:
     options = _parse(EvaluateArguments, "evaluate", arguments)
     from ultra.api import evaluate
     from ultra.opening import open_policy
-    from ultra.tasks import get_task
+    from ultra.pipeline import task_of
 
     found = open_policy(options.policy, options.vecnormalize, trust_pickle=options.trust_pickle)
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    task = get_task(options.task, **options.env.options())
+    task = task_of(options)
     estimate = evaluate(found.policy, task, options.episodes, options.seed, options.workers)
+    if task.note:
+        print(f"{task.name}: {task.note}", file=sys.stderr)
     if options.json:
         print(json.dumps({"task": options.task, "seed": options.seed, **estimate.as_dict()}))
     else:
@@ -324,6 +327,40 @@ def _report(arguments: list[str]) -> int:
     print((folder / "table.md").read_text(encoding="utf-8"))
     print(f"report: {folder / 'report.html'}")
     return 0
+
+
+def _fidelity(arguments: list[str]) -> int:
+    import json
+    from dataclasses import asdict
+
+    from ultra.arguments import FidelityArguments
+
+    options = _parse(FidelityArguments, "fidelity", arguments)
+    from ultra.api import fidelity
+
+    for score in fidelity(options.run, options.round):
+        if options.json:
+            print(json.dumps(asdict(score)))
+        else:
+            print(
+                f"{score.share:.0%} of the steps: fidelity {score.score:+.2f} (return changed by {score.change:.1f} of "
+                f"{score.largest:.1f}, {score.episodes} episodes, {score.steps:,} steps outside the budget)"
+            )
+    return 0
+
+
+def _study(arguments: list[str]) -> int:
+    from ultra.arguments import StudyArguments
+
+    options = _parse(StudyArguments, "study", arguments)
+    from ultra.api import report, study
+
+    outcome = study(options.file, options.out, options.on, options.address, options.jobs, _reporter(options.quiet))
+    if outcome.done:
+        print(f"report: {report(options.out) / 'report.html'}")
+    for name, error in outcome.failed.items():
+        print(f"failed: {name}: {error}", file=sys.stderr)
+    return 1 if outcome.failed else 0
 
 
 def _prompt(arguments: list[str]) -> int:

@@ -60,6 +60,47 @@ class _Recorder:
         self._progress(self._steps)
 
 
+def collect_within(
+    task: Task,
+    policy: Policy,
+    rng: np.random.Generator,
+    gamma: float,
+    allowance: int,
+    *,
+    most: int,
+    workers: int = 0,
+    progress: Callable[[int], None] = lambda steps: None,
+) -> list[Trajectory]:
+    """Let the policy play whole episodes, as many as fit into a number of steps.
+
+    In each wave as many are played as are sure to fit. The last one may be cut off, and it is not begun
+    if less is left than an episode took in the mean.
+
+    Args:
+        task: where.
+        policy: who; actions are sampled.
+        rng: draws the episodes' seeds.
+        gamma: discount of the value estimates.
+        allowance: environment steps.
+        most: episodes to play at most.
+        workers: cores for stepping; 0 uses all.
+        progress: told the number of steps so far.
+    """
+    trajectories: list[Trajectory] = []
+    spent = 0
+    while len(trajectories) < most and allowance - spent >= spent / max(1, len(trajectories)):
+        left = max(1, allowance - spent)
+        count = min(most - len(trajectories), max(1, left // task.time_limit))
+        seeds = rng.integers(2**31, size=count).tolist()
+
+        def tell(steps: int, before: int = spent) -> None:
+            progress(before + steps)
+
+        trajectories += collect(task, policy, seeds, gamma, longest=left, workers=workers, progress=tell)
+        spent = sum(map(len, trajectories))
+    return trajectories
+
+
 def collect(
     task: Task,
     policy: Policy,

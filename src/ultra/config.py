@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from tyro.conf import arg
 
 from ultra.errors import UltraError
 
-METHODS = ("none", "ppo", "ultra-a", "ultra-r", "ultra-ra")
-Method = Literal["none", "ppo", "ultra-a", "ultra-r", "ultra-ra"]
+Method = Literal["none", "ppo", "random", "jsrl", "statemask-r", "rice", "ultra-a", "ultra-r", "ultra-ra"]
+METHODS: tuple[str, ...] = get_args(Method)
 
 
 def _check(holds: bool, name: str, value: object, needed: str) -> None:
@@ -138,6 +138,8 @@ class LLMConfig:
     """Length of an episode's text, in estimated tokens."""
     ledger: Annotated[str, arg(aliases=["--ledger"])] = ""
     """File of the ledger; default: `ULTRA_LEDGER`, or the user's own data folder."""
+    permits: str = ""
+    """Folder of permits that the runs of a study share; together they bound the requests under way."""
 
     def __post_init__(self) -> None:
         for name in ("budget", "tokens", "longest_wait", "draw"):
@@ -206,6 +208,68 @@ class GuidanceConfig:
 
 
 @dataclass(frozen=True)
+class JSRLConfig:
+    """Jump-start reinforcement learning (`--method jsrl`; arXiv 2204.02372)."""
+
+    guide: float = 1.0
+    """The guide's steps of an episode at the start of training, as a share of its mean episode; 0 is plain PPO."""
+    stages: int = 10
+    """In so many equal parts the guide's steps are taken away."""
+    tolerance: float = 0.05
+    """A part is taken away when the mean return is within this share of the best so far."""
+    window: int = 5
+    """Rollouts over which the return is averaged."""
+    horizon: Literal["curriculum", "random"] = "curriculum"
+    """`curriculum`: as above; `random`: every episode draws the guide's steps anew (JSRL-Random)."""
+
+    def __post_init__(self) -> None:
+        _check(self.guide >= 0, "guide", self.guide, "at least 0")
+        _check(self.stages >= 1, "stages", self.stages, "at least 1")
+        _check(self.tolerance >= 0, "tolerance", self.tolerance, "at least 0")
+        _check(self.window >= 1, "window", self.window, "at least 1")
+
+
+@dataclass(frozen=True)
+class StateMaskConfig:
+    """StateMask's mask network (`--analyst statemask`, methods `statemask-r` and `rice`; arXiv 2405.03064)."""
+
+    share: float = 0.2
+    """Share of the step budget for training the mask network."""
+    alpha: float = 0.01
+    """Bonus for each step at which the policy is blinded, in units of the task's reward."""
+    learning_rate: float = 3e-4
+    """Adam's step size for the mask network; PPO's other settings are those of `--ppo`."""
+
+    def __post_init__(self) -> None:
+        _check(0 < self.share < 1, "share", self.share, "between 0 and 1")
+        _check(self.alpha >= 0, "alpha", self.alpha, "at least 0")
+        _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
+
+
+@dataclass(frozen=True)
+class RiceConfig:
+    """RICE (arXiv 2405.03064), and the start states of `random` and `statemask-r`."""
+
+    probability: float = 0.25
+    """Probability that a training episode starts from a critical state; 1 for `statemask-r`."""
+    bonus: float = 0.01
+    """Scale of the exploration bonus (random network distillation, arXiv 1810.12894); 0 for `statemask-r`."""
+    learning_rate: float = 1e-3
+    """Adam's step size for the network that predicts the random one."""
+    episodes: int = 64
+    """Episodes from which start states are taken, as far as --collect.share allows."""
+    states: int = 0
+    """Start states in all; 0 takes one from each episode."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.probability <= 1, "probability", self.probability, "between 0 and 1")
+        _check(self.bonus >= 0, "bonus", self.bonus, "at least 0")
+        _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
+        _check(self.episodes >= 1, "episodes", self.episodes, "at least 1")
+        _check(self.states >= 0, "states", self.states, "at least 0")
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """Comparison of the refined policy with the one it started from, on fresh seeds."""
 
@@ -251,9 +315,11 @@ class RefineConfig:
     trust_pickle: bool = False
     """Run the pickle of the statistics, with whatever code it holds, if it cannot be read without."""
     method: Method = "ultra-ra"
-    """`none` only evaluates; `ppo` fine-tunes plainly; `ultra-*` use advice on actions, rewards or both."""
+    """`none` only evaluates; `ppo` fine-tunes plainly; `jsrl`, `statemask-r`, `rice` and `random` (states) are
+    the methods compared with; `ultra-*` use advice on actions, rewards or both."""
     analyst: str = "search"
-    """Who reads the episodes: `search` (simulated branches, no language model), `random` (the control),
+    """Who reads the episodes: `search` (simulated branches, no language model), `random` (the control), `worst` (an
+    adversary, for testing trust), `statemask` (critical states only),
     `llm:PROVIDER/MODEL`, `mailbox:DIR` (any chat window) or `recorded:FILE` (answers of a ledger export)."""
     steps: int = 200_000
     """The whole budget of environment steps: collection, analysis, verification and training."""
@@ -263,6 +329,8 @@ class RefineConfig:
     """How often to collect, analyse and train, dividing the budget evenly."""
     sticky: float = 0.0
     """Probability that an Atari console repeats the previous action."""
+    threshold: float = 0.0
+    """Distance in metres from which on sparse-* tasks reward each step; 0 is the task's default."""
     workers: int = 0
     """Cores for stepping environments; 0 uses all."""
     env: EnvironmentConfig = field(default_factory=EnvironmentConfig)
@@ -271,6 +339,9 @@ class RefineConfig:
     llm: LLMConfig = field(default_factory=LLMConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    jsrl: JSRLConfig = field(default_factory=JSRLConfig)
+    statemask: StateMaskConfig = field(default_factory=StateMaskConfig)
+    rice: RiceConfig = field(default_factory=RiceConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
@@ -292,11 +363,13 @@ class TrainConfig:
     seed: int = 0
     """Seed of everything random."""
     hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers of actor and critic."""
+    """Widths of the hidden layers of actor and critic. Images have a convolutional network of fixed shape instead."""
     normalize: bool = True
     """Learn the mean and deviation of observations, and the scale of rewards."""
     sticky: float = 0.0
     """Probability that an Atari console repeats the previous action."""
+    threshold: float = 0.0
+    """Distance in metres from which on sparse-* tasks reward each step; 0 is the task's default."""
     workers: int = 0
     """Cores for stepping environments; 0 uses all."""
     env: EnvironmentConfig = field(default_factory=EnvironmentConfig)

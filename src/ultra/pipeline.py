@@ -32,26 +32,29 @@ from ultra.advice import (
 )
 from ultra.analysts import Case, get_analyst
 from ultra.analysts.random import random_plan
-from ultra.collection import collect
+from ultra.collection import collect, collect_within
 from ultra.config import RefineConfig
 from ultra.errors import UltraError
 from ultra.evaluation import evaluate, evaluation_seeds
 from ultra.expression import parse
 from ultra.files import write_json
 from ultra.guidance.base import Guidance, NoGuidance
+from ultra.guidance.methods import STAGES as METHOD_STAGES
+from ultra.guidance.methods import STARTS, allowance_of, analysis_of, analyst_of, baseline
 from ultra.guidance.ultra import UltraGuidance
 from ultra.opening import open_policy
 from ultra.policy import Policy, check_fits, load_policy, save_policy
 from ultra.ppo import train
 from ultra.progress import Reporter, TrainingLog
 from ultra.run import STAGES, Run, versions
+from ultra.simulate import Habit
 from ultra.starting import Start, load_start, measure_start
 from ultra.statistics import difference_interval
 from ultra.tasks import Task, get_task
 from ultra.tasks.batch import Batch
 from ultra.trajectories import Episodes, save_trajectory
 from ultra.usage import usage_of
-from ultra.verification import FIRST_LOOK, Bench, Proposal, Recheck, audit, audit_of, verify
+from ultra.verification import FIRST_LOOK, Bench, Proposal, Recheck, audit, audit_of, verify, verify_rules
 
 BRANCHES_TOGETHER = 64
 
@@ -94,9 +97,11 @@ class Refinement:
 
     def run_all(self) -> dict[str, Any]:
         """Run every stage that is not done yet, then evaluate; returns the contents of `result.json`."""
+        if self.task.note:
+            self.reporter.say(f"task      {self.task.name}: {self.task.note}")
         self.measure_start()
         for number in range(1, self.config.rounds + 1):
-            for stage in stages_of(self.config.method):
+            for stage in METHOD_STAGES[self.config.method]:
                 self.run_stage(stage, number)
         return self.evaluate()
 
@@ -126,10 +131,10 @@ class Refinement:
         self.run.complete(name, self.budget)
 
     def _before(self, stage: str, number: int) -> str | None:
-        order = [f"round-{r}/{s}" for r in range(1, number + 1) for s in stages_of(self.config.method)]
+        order = [f"round-{r}/{s}" for r in range(1, number + 1) for s in METHOD_STAGES[self.config.method]]
         name = f"round-{number}/{stage}"
         if name not in order:
-            raise UltraError(f"method {self.config.method!r} has no stage {stage!r}: it trains without advice")
+            raise UltraError(f"method {self.config.method!r} has no stage {stage!r}")
         place = order.index(name)
         return order[place - 1] if place else None
 
@@ -152,20 +157,23 @@ class Refinement:
     # -- stages --------------------------------------------------------------------------------
 
     def _collect(self, number: int) -> None:
-        settings = self.config.collect
+        settings, policy, gamma = self.config.collect, self._policy(number), self.config.ppo.gamma
         allowance = int(settings.share * self._round_steps)
         longest = max(1, allowance // settings.episodes)
-        seeds = self._rng(number, "collect").integers(2**31, size=settings.episodes).tolist()
+        rng, workers = self._rng(number, "collect"), self.config.workers
         with self.reporter.bar("collect", allowance) as update:
-            trajectories = collect(
-                self.task,
-                self._policy(number),
-                seeds,
-                self.config.ppo.gamma,
-                longest=longest,
-                workers=self.config.workers,
-                progress=lambda steps: update(steps, ""),
-            )
+
+            def tell(steps: int) -> None:
+                update(steps, "")
+
+            if self.config.method in STARTS:
+                most = self.config.rice.episodes
+                trajectories = collect_within(
+                    self.task, policy, rng, gamma, allowance, most=most, workers=workers, progress=tell
+                )
+            else:
+                seeds = rng.integers(2**31, size=settings.episodes).tolist()
+                trajectories = collect(self.task, policy, seeds, gamma, longest=longest, workers=workers, progress=tell)
         self.budget.charge("collect", sum(len(trajectory) for trajectory in trajectories))
         folder = self.run.round(number) / "trajectories"
         folder.mkdir(exist_ok=True)
@@ -176,9 +184,9 @@ class Refinement:
 
     def _identify(self, number: int) -> None:
         with self.case(number, "identify") as case:
-            states = get_analyst(self.config.analyst).identify(case)
+            states = get_analyst(analyst_of(self.config)).identify(case)
         if not states:
-            raise UltraError(f"analyst {self.config.analyst!r} found no critical state: raise --analyse.share")
+            raise UltraError(f"analyst {analyst_of(self.config)!r} found no critical state: raise --analyse.share")
         states = [replace(state, round=number) for state in states]
         save_states(states, self.run.round(number) / "states.jsonl")
 
@@ -234,14 +242,13 @@ class Refinement:
         if not tried:
             return rules, 0
         names = self.task.card.fact_names
-        proposals = [Proposal(plan, guard=parse(rule.guard, names)) for rule, plan in tried]
-        # Episodes are cut where the allowance would not last for a first look at every rule.
-        affordable = allowance // (FIRST_LOOK * (len(proposals) + 1))
+        habits = {rule.guard: Habit(parse(rule.guard, names), plan) for rule, plan in tried}
+        # Episodes are cut where the allowance would not last for a first look at every rule and at two sets.
+        affordable = allowance // (FIRST_LOOK * (len(habits) + 4))
         longest = min(self.task.time_limit, max(self.config.analyse.horizon, affordable))
         bench = self._bench(case, allowance, longest, gamma=1.0)
-        found = verify(proposals, bench, self.config.verify)
-        results = dict(zip([rule.guard for rule, _ in tried], found, strict=True))
-        return [replace(rule, verification=results.get(rule.guard)) for rule in rules], allowance - bench.left
+        found = verify_rules(habits, bench, self.config.verify)
+        return [replace(rule, **found.get(rule.guard, {})) for rule in rules], allowance - bench.left
 
     def _bench(self, case: Case, allowance: int, horizon: int = 0, gamma: float | None = None) -> Bench:
         return Bench(
@@ -261,7 +268,7 @@ class Refinement:
             return advice, rules
         earlier = self.run.round(number - 1)
         old = [item for item in load_advice(earlier / "verified.jsonl") if item.verdict == "helps"]
-        known = [rule for rule in load_rules(earlier / "verified-rules.jsonl") if rule.verdict == "helps"]
+        known = [replace(rule, together=None) for rule in load_rules(earlier / "verified-rules.jsonl") if rule.together]
         guards = {rule.guard for rule in known}
         return [*old, *advice], [*known, *(rule for rule in rules if rule.guard not in guards)]
 
@@ -275,6 +282,8 @@ class Refinement:
             reserved = 0
             if config.method.startswith("ultra"):
                 guidance, reserved = self._guidance(number, stack)
+            elif config.method != "ppo":
+                guidance = self._baseline(number)
             share = self.budget.remaining if last_round else number * self._round_steps - self.budget.used
             share -= reserved
             offset = self.budget.used
@@ -305,7 +314,7 @@ class Refinement:
         seeds = evaluation_seeds(config.seed, config.evaluate.episodes)
         start, start_estimate, start_returns = load_policy(folder / "start"), measured.estimate, measured.returns
         last, last_estimate, last_returns = start, start_estimate, np.array(start_returns)
-        if stages_of(config.method):
+        if METHOD_STAGES[config.method]:
             self.reporter.say(f"evaluate  {len(seeds)} episodes of the refined policy, in Gymnasium's own environment")
             last = self._policy(config.rounds + 1)
             last_estimate, last_returns, steps = evaluate(self.task, last, seeds, workers=config.workers)
@@ -381,6 +390,12 @@ class Refinement:
         tried = [(item.verification.advantage, item) for item in load_advice(path) if item.verification is not None]
         return [item for _, item in sorted(tried, key=lambda pair: pair[0]) if item.verdict != "helps"]
 
+    def _baseline(self, number: int) -> Guidance:
+        """The guidance of a method that uses no advice."""
+        rng = np.random.default_rng([self.config.seed, number, len(STAGES)])
+        with self.case(number, "finetune") as case:
+            return baseline(self.config, case, self.run.round(number) / "states.jsonl", rng)
+
     def _guidance(self, number: int, stack: ExitStack) -> tuple[UltraGuidance, int]:
         """The guidance of a round, and the steps that it may take for trying advice again."""
         config, folder = self.config, self.run.round(number)
@@ -453,22 +468,26 @@ class _CaseContext:
         self._batches.append(own.task.make_batch(BRANCHES_TOGETHER, config.workers or None))
         self._batches.append(own.task.make_local_batch(1))
         title = f"{self._stage:<9} "
+        episodes = Episodes(own.run.round(self._number) / "trajectories")
         return Case(
             task=own.task,
             policy=own._policy(self._number),
-            episodes=Episodes(own.run.round(self._number) / "trajectories"),
-            config=config.analyse,
+            episodes=episodes,
+            config=analysis_of(config, len(episodes)),
             gamma=config.ppo.gamma,
             batch=self._batches[0],
             replay=self._batches[1],
             budget=own.budget,
-            allowance=int(config.analyse.share * own._round_steps),
+            allowance=int(allowance_of(config) * own._round_steps),
             rng=own._rng(self._number, self._stage),
             progress=lambda text: own.reporter.say(title + text),
             llm=config.llm,
             folder=own.run.round(self._number),
             run=own.run.identity,
             failed=own._failed(self._number),
+            statemask=config.statemask,
+            ppo=config.ppo,
+            workers=config.workers,
         )
 
     def __exit__(self, *error: object) -> None:
@@ -482,20 +501,13 @@ def _read_control(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def stages_of(method: str) -> tuple[str, ...]:
-    """The stages that a method goes through before evaluation."""
-    if method == "none":
-        return ()
-    return STAGES if method.startswith("ultra") else ("finetune",)
-
-
 def check_snapshots(task: Task, method: str) -> None:
     """Check that a method which restores states can be used in a task.
 
     Raises:
         UltraError: if the environment does not repeat itself.
     """
-    if task.snapshots == "none" and method not in ("none", "ppo"):
+    if task.snapshots == "none" and method not in ("none", "ppo", "jsrl"):
         raise UltraError(
             f"{task.name} does not repeat itself: the same seed and actions lead elsewhere, so advice cannot be tried; "
             "use --method ppo, or draw all randomness from self.np_random (docs/own-environment.md)"
@@ -504,5 +516,5 @@ def check_snapshots(task: Task, method: str) -> None:
 
 def task_of(config: Any) -> Task:
     """The task of a configuration, with its options."""
-    options: dict[str, Any] = {"sticky": config.sticky} if config.sticky else {}
+    options = {name: getattr(config, name) for name in ("sticky", "threshold") if getattr(config, name)}
     return get_task(config.task, **options, **config.env.options())

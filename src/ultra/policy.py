@@ -1,4 +1,4 @@
-"""Actor-critic policies: Gaussian or categorical MLPs in JAX, saved as JSON and safetensors."""
+"""Actor-critic policies: Gaussian or categorical networks in JAX, saved as JSON and safetensors."""
 
 from __future__ import annotations
 
@@ -17,14 +17,20 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from ultra import networks
 from ultra.errors import PolicyError, UltraError
 from ultra.files import make_directory, write_atomically
+from ultra.networks import Image
 from ultra.spaces import Actions, ActionSpace, Continuous, Discrete, from_json, mixing, to_json
 from ultra.tasks.batch import Observations
+from ultra.xla import keep_compiled_code
+
+keep_compiled_code()
 
 Params = dict[str, Any]
 """Weights as a tree of arrays: `actor` and `critic` are lists of {w, b}; `log_std` for continuous actions;
-`shared`, a list like them, where both begin with the same layers; `form` where the network is not the usual one."""
+`shared`, a list like them, where both begin with the same layers, and `features` likewise for images;
+`form` where the network is not the usual one."""
 
 FORMAT = 1
 EXTENDED_FORMAT = 2
@@ -46,21 +52,25 @@ _LOG_2PI = float(np.log(2 * np.pi))
 class Architecture:
     """Shape of a policy: actor and critic MLPs with an activation between the layers.
 
+    Where observations are images, both look at the features of one convolutional network.
+
     Attributes:
         observation_size: entries of an observation.
         action_space: what the actor chooses from.
         hidden: widths of the actor's hidden layers.
-        critic_hidden: widths of the critic's; None for the same.
+        image: height, width and channels where observations are images.
+        critic_hidden: widths of the critic's layers; None for the same as the actor's.
         shared: widths of the layers with which both begin.
         activation: one of `ACTIVATIONS`.
 
     Raises:
-        PolicyError: if the activation is unknown.
+        UltraError: if the activation is unknown, or the image does not fit.
     """
 
     observation_size: int
     action_space: ActionSpace
     hidden: tuple[int, ...] = (64, 64)
+    image: Image | None = None
     critic_hidden: tuple[int, ...] | None = None
     shared: tuple[int, ...] = ()
     activation: str = "tanh"
@@ -68,11 +78,29 @@ class Architecture:
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
             raise PolicyError(f"unknown activation {self.activation!r}: known are {', '.join(ACTIVATIONS)}")
+        if self.image is None:
+            return
+        height, width, channels = self.image
+        if height != width or height < 36 or height * width * channels != self.observation_size:
+            raise UltraError(
+                f"images of {height} x {width} x {channels} in observations of {self.observation_size} entries do "
+                "not fit: square ones of at least 36 x 36 are needed"
+            )
+
+    @property
+    def dtype(self) -> type[np.uint8] | type[np.float32]:
+        """Kind of numbers in observations: bytes for images."""
+        return np.float32 if self.image is None else np.uint8
+
+    @property
+    def inputs(self) -> int:
+        """Inputs of the first fully connected layer."""
+        return self.observation_size if self.image is None else networks.FEATURES
 
     @property
     def sizes(self) -> dict[str, list[int]]:
-        """Inputs, widths and outputs of each network by its name in the weights."""
-        trunk = [self.observation_size, *self.shared]
+        """Inputs, widths and outputs of each fully connected network by its name in the weights."""
+        trunk = [self.inputs, *self.shared]
         critic = self.hidden if self.critic_hidden is None else self.critic_hidden
         heads = {
             "actor": [trunk[-1], *self.hidden, self.action_space.outputs],
@@ -225,21 +253,14 @@ def create_policy(architecture: Architecture, rng: np.random.Generator) -> Polic
     params |= architecture.form.entry()
     if isinstance(space, Continuous):
         params["log_std"] = jnp.asarray(np.zeros(space.size, np.float32))
+    if architecture.image is not None:
+        params["features"] = networks.create(architecture.image, rng)
     return Policy(architecture, params, Normalizer.identity(architecture.observation_size))
 
 
 def _layers(rng: np.random.Generator, sizes: list[int], last_gain: float) -> list[Params]:
     gains = [float(np.sqrt(2))] * (len(sizes) - 2) + [last_gain]
-    layers = []
-    for (rows, columns), gain in zip(pairwise(sizes), gains, strict=True):
-        tall = rng.standard_normal((max(rows, columns), min(rows, columns)))
-        q, r = np.linalg.qr(tall)
-        q = q * np.sign(np.diag(r))
-        weight = q if rows >= columns else q.T
-        # Made by NumPy: JAX would compile a program for each shape.
-        arrays = {"w": (gain * weight).astype(np.float32), "b": np.zeros(columns, np.float32)}
-        layers.append({name: jnp.asarray(array) for name, array in arrays.items()})
-    return layers
+    return [networks.orthogonal(rng, shape, gain) for shape, gain in zip(pairwise(sizes), gains, strict=True)]
 
 
 def _mlp(layers: list[Params], x: jax.Array, activation: Callable[[Any], Any]) -> jax.Array:
@@ -259,6 +280,8 @@ def actor_critic(params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Outputs of the actor (n, size) and of the critic (n,) for normalised observations."""
     form: Form = params.get("form", Form())
     activation = ACTIVATIONS[form.activation]
+    if "features" in params:
+        x = networks.forward(params["features"], x)
     if "shared" in params:
         x = activation(_mlp(params["shared"], x, activation))
     outputs = _mlp(params["actor"], x, activation)
@@ -328,7 +351,7 @@ def flatten(params: Params, prefix: str = "") -> dict[str, NDArray[Any]]:
 def unflatten(flat: Mapping[str, NDArray[Any]], form: Form | None = None) -> Params:
     """Inverse of `flatten` for the parameters of a policy; `form` where it is not the usual one."""
     params: Params = (form or Form()).entry()
-    for net in ("actor", "critic", "shared"):
+    for net in ("features", "actor", "critic", "shared"):
         depth = sum(key.startswith(f"{net}.") and key.endswith(".w") for key in flat)
         if depth:
             params[net] = [{part: jnp.asarray(flat[f"{net}.{i}.{part}"]) for part in ("w", "b")} for i in range(depth)]
@@ -365,6 +388,7 @@ def save_policy(policy: Policy, directory: Path, about: Mapping[str, Any] | None
         "action_space": to_json(architecture.action_space),
         "hidden": list(architecture.hidden),
         **extension,
+        **({"image": list(architecture.image)} if architecture.image else {}),
         "normalizer": {name: getattr(normalizer, name) for name in _STATISTICS},
         "about": dict(about or {}),
     }
@@ -374,7 +398,7 @@ def save_policy(policy: Policy, directory: Path, about: Mapping[str, Any] | None
 
 def _extension_to_json(architecture: Architecture) -> dict[str, Any]:
     """What format 1 does not know of an architecture; empty if that is nothing."""
-    plain = Architecture(architecture.observation_size, architecture.action_space, architecture.hidden)
+    plain = replace(architecture, critic_hidden=None, shared=(), activation="tanh")
     if architecture == plain and not architecture.form.parts:
         return {}
     critic = architecture.hidden if architecture.critic_hidden is None else architecture.critic_hidden
@@ -425,7 +449,10 @@ def _read_policy(path: Path) -> Policy:
             f"{path}: policy format {header['format']!r} is not {FORMAT} or {EXTENDED_FORMAT}: update ultra"
         )
     size, hidden = index(header["observation_size"]), tuple(map(index, header["hidden"]))
-    architecture = Architecture(size, from_json(header["action_space"]), hidden)
+    image = tuple(map(index, header["image"])) if "image" in header else None
+    if image is not None and len(image) != 3:
+        raise UltraError(f"image is {list(image)}, but should be height, width and channels")
+    architecture = Architecture(size, from_json(header["action_space"]), hidden, image)
     if header["format"] == EXTENDED_FORMAT:
         critic, shared = (tuple(map(index, header[name])) for name in ("critic_hidden", "shared"))
         critic_hidden = None if critic == hidden else critic
@@ -448,6 +475,9 @@ def _check_arrays(architecture: Architecture, arrays: Mapping[str, NDArray[Any]]
     """Compare names and shapes of the arrays with those that the architecture needs."""
     size, space = architecture.observation_size, architecture.action_space
     wanted: dict[str, tuple[int, ...]] = {"normalizer.mean": (size,), "normalizer.variance": (size,)}
+    if architecture.image is not None:
+        for i, shape in enumerate(networks.shapes(architecture.image)):
+            wanted |= {f"features.{i}.w": shape, f"features.{i}.b": shape[-1:]}
     for net, sizes in architecture.sizes.items():
         for i, (rows, columns) in enumerate(pairwise(sizes)):
             wanted |= {f"{net}.{i}.w": (rows, columns), f"{net}.{i}.b": (columns,)}

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from numpy.typing import NDArray
 
 from ultra.budget import StepBudget
 from ultra.checkpoint import CheckpointFile
@@ -28,6 +29,14 @@ from ultra.rollout import Environments, Rollout
 from ultra.tasks.task import Task
 
 NO_GUIDANCE = NoGuidance()
+
+_Moving = tuple[Params, Any]
+"""Parameters and state of the optimiser."""
+_Moved = tuple[_Moving, dict[str, jax.Array]]
+"""The same after a minibatch, and its figures."""
+
+FIGURES = ("loss", "policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction")
+"""What a minibatch gives for the logs, under `train/`."""
 
 
 @dataclass(frozen=True)
@@ -140,27 +149,37 @@ def make_update(architecture: Architecture, config: PPOConfig, extra: LossTerm |
             name: rollout[name].reshape(-1, *rollout[name].shape[2:])
             for name in ("observations", "actions", "log_probs", "kept", "replaced", "weights")
         }
-        samples["observations"] = normalize(arrays, samples["observations"])
         samples["advantages"] = advantage.reshape(-1)
         samples["returns"] = (advantage + rollout["values"]).reshape(-1)
 
-        def minibatch(carry: tuple[Params, Any], indices: jax.Array) -> tuple[tuple[Params, Any], dict[str, jax.Array]]:
+        def learn(carry: _Moving, batch: dict[str, jax.Array]) -> _Moved:
             params, state = carry
-            batch = {name: array[indices] for name, array in samples.items()}
             gradients, metrics = jax.grad(surrogate, has_aux=True)(params, batch, config, extra)
             changes, state = step.update(gradients, state, params)
             changes = jax.tree.map(lambda change: rate * change, changes)
             return (optax.apply_updates(params, changes), state), metrics
 
-        (params, state), metrics = jax.lax.scan(minibatch, (params, state), order.reshape(-1, config.minibatch))
+        def skip(carry: _Moving, batch: dict[str, jax.Array]) -> _Moved:
+            return carry, {f"train/{name}": jnp.zeros(()) for name in FIGURES}
+
+        def minibatch(carry: _Moving, indices: jax.Array) -> _Moved:
+            batch = {name: array[indices] for name, array in samples.items()}
+            # Here and not before: a rollout of images is kept as bytes.
+            batch["observations"] = normalize(arrays, batch["observations"])
+            if extra is not None:
+                return learn(carry, batch)
+            # Without a sample to learn from nothing moves, not even by Adam's momentum.
+            result: _Moved = jax.lax.cond(batch["kept"].any(), learn, skip, carry, batch)
+            return result
+
+        minibatches = order.reshape(-1, config.minibatch)
+        (params, state), metrics = jax.lax.scan(minibatch, (params, state), minibatches)
+        taught = samples["kept"][minibatches].any(axis=1)  # figures are means over these
         explained = 1 - jnp.var(samples["returns"] - rollout["values"].reshape(-1)) / jnp.maximum(
             jnp.var(samples["returns"]), 1e-12
         )
-        return (
-            params,
-            state,
-            {k: v.mean() for k, v in metrics.items()} | {"train/explained_variance": explained},
-        )
+        figures = {k: v.sum(where=taught) / jnp.maximum(taught.sum(), 1) for k, v in metrics.items()}
+        return params, state, figures | {"train/explained_variance": explained}
 
     return update
 
@@ -189,6 +208,11 @@ def _arrays(rollout: Rollout, scale: float, drops_replaced: bool) -> dict[str, A
     }
 
 
+def _kept_first(order: NDArray[Any], kept: NDArray[np.float32]) -> NDArray[Any]:
+    """Permutations (epochs, samples) with what is kept in front, so that minibatches are full of it."""
+    return np.take_along_axis(order, np.argsort(kept[order] == 0, axis=1, kind="stable"), axis=1)
+
+
 def improve(
     learner: Learner,
     rollout: Rollout,
@@ -206,6 +230,8 @@ def improve(
     update = make_update(policy.architecture, config, guidance.loss)
     order = np.stack([rng.permutation(config.samples) for _ in range(config.epochs)])
     arrays = _arrays(rollout, policy.normalizer.reward_scale, guidance.drops_replaced)
+    if guidance.loss is None:
+        order = _kept_first(order, arrays["kept"].reshape(-1))
     params, state, metrics = update(
         policy.params,
         learner.optimizer_state,
@@ -291,7 +317,7 @@ def train(
                 learner.policy = replace(learner.policy, normalizer=normalizer)
             rate = config.learning_rate * (1 - fraction if config.anneal else 1)
             figures = improve(learner, rollout, config, rng, guidance, rate)
-            if learn_statistics:
+            if learn_statistics and task.image is None:
                 seen = rollout.observations.reshape(-1, task.observation_size)
                 learner.policy = replace(learner.policy, normalizer=normalizer.with_observations(seen))
             budget.charge("train", rollout.steps)

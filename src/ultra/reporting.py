@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import html
 import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ultra import page
 from ultra.advice import Advice, Rule, load_advice, load_rules
 from ultra.files import write_atomically, write_json
 from ultra.run import Run, read_curve
 from ultra.usage import describe_usage
 
-COLUMNS = ("task", "method", "analyst", "seed", "start", "last", "last_low", "last_high", "improved", "steps")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def label(result: dict[str, Any]) -> str:
@@ -60,8 +60,30 @@ def comparison(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)]) + "\n"
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows with equal keys, in the order of the first."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, buffer.getvalue().encode())
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG and free it."""
+    from matplotlib import pyplot
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    pyplot.close(figure)
+    write_atomically(path, buffer.getvalue())
 
 
 def draw_curves(runs: Sequence[Run], path: Path) -> None:
@@ -91,10 +113,7 @@ def draw_curves(runs: Sequence[Run], path: Path) -> None:
     axes.set_title(f"{results[0]['task']}: dots are final evaluations with 95% intervals", fontsize=10)
     axes.legend(frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    pyplot.close(figure)
-    write_atomically(path, buffer.getvalue())
+    save_figure(figure, path)
 
 
 def advice_of(run: Run) -> list[Advice]:
@@ -154,6 +173,10 @@ def explain_rules(rules: Sequence[Rule]) -> str:
                 f"    Tried in whole episodes: {found.verdict}, {found.advantage:+.2f} return "
                 f"[{found.low:+.2f}, {found.high:+.2f}] over {found.pairs} pairs."
             )
+            if rule.together is not None and rule.together != found:
+                lines.append(f"    Chosen: together with others {rule.together.advantage:+.2f}.")
+            elif rule.together is not None:
+                lines.append("    Chosen.")
         elif rule.plan is None:
             lines.append("    Not tried: a reward alone changes no episode; it takes part only with --trust all.")
     return "\n".join(lines)
@@ -191,11 +214,7 @@ def write_report(runs: Sequence[Run], out: Path) -> Path:
     """
     results = [run.read_result() for run in runs]
     out.mkdir(parents=True, exist_ok=True)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row_of(result) for result in results)
-    write_atomically(out / "runs.csv", buffer.getvalue().encode())
+    write_csv(out / "runs.csv", [row_of(result) for result in results])
     write_json(out / "runs.json", results)
     table = comparison(results)
     write_atomically(out / "table.md", markdown_table(*table).encode())
@@ -205,15 +224,9 @@ def write_report(runs: Sequence[Run], out: Path) -> Path:
 
 
 def _page(
-    runs: Sequence[Run], results: Sequence[dict[str, Any]], table: tuple[list[str], list[list[str]]], image: Path
+    runs: Sequence[Run], results: Sequence[dict[str, Any]], table: tuple[list[str], list[list[str]]], picture: Path
 ) -> str:
     """One self-contained page: table, curves, critical states."""
-
-    def cells(row: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
-
-    body = "".join(cells(row, "td") for row in table[1])
-    picture = base64.b64encode(image.read_bytes()).decode()
     advice = "\n\n".join(explain(item) for run in runs for item in advice_of(run)) or "This method uses no advice."
     rules = explain_rules([rule for run in runs for rule in rules_of(run)])
     advice = f"{advice}\n\n{rules}" if rules else advice
@@ -221,26 +234,17 @@ def _page(
         audit_table(result["audit"], result["analyst"]) for result in results if result.get("audit") is not None
     )
     usage = "\n".join(f"{label(result)}: {describe_usage(result.get('llm', {}))}" for result in results)
-    raw = html.escape(json.dumps(results, indent=2))
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>ULTRA: {html.escape(results[0]["task"])}</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
-table {{ border-collapse: collapse }}
-td, th {{ padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right }}
-td:first-child {{ text-align: left }} img {{ max-width: 100% }} pre {{ white-space: pre-wrap; background: #f6f6f6;
-padding: 1rem }}
-</style>
-<h1>ULTRA: {html.escape(results[0]["task"])}</h1>
-<table>{cells(table[0], "th")}{body}</table>
-<p><img alt="Learning curves" src="data:image/png;base64,{picture}"></p>
-<h2>Audit of the advice</h2>
-<pre>{html.escape(audits or "This method uses no advice.")}</pre>
-<h2>Critical states and advice</h2>
-<pre>{html.escape(advice)}</pre>
-<h2>Language model</h2>
-<pre>{html.escape(usage)}</pre>
-<details><summary>Results as JSON</summary><pre>{raw}</pre></details>
-</html>
-"""
+    return page.page(
+        f"ULTRA: {results[0]['task']}",
+        [
+            page.table(*table),
+            page.image(picture, "Learning curves"),
+            page.heading("Audit of the advice"),
+            page.preformatted(audits or "This method uses no advice."),
+            page.heading("Critical states and advice"),
+            page.preformatted(advice),
+            page.heading("Language model"),
+            page.preformatted(usage),
+            page.folded("Results as JSON", json.dumps(results, indent=2)),
+        ],
+    )

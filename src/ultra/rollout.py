@@ -148,6 +148,7 @@ class Environments:
                 log_probs = np.where(replaced, np.asarray(fresh), log_probs)
             step = self.batch.step(executed)
             self._check(step.rewards, step.observations, t)
+            self.guidance.observe(step.observations)
             rewards = self.guidance.reward(self.facts, executed, step.rewards)
             self.episodes.add(step.rewards, gamma)
             done = step.done

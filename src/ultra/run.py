@@ -8,33 +8,23 @@ import json
 import platform
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
 from ultra.budget import StepBudget
-from ultra.config import (
-    AnalyseConfig,
-    CollectConfig,
-    EnvironmentConfig,
-    EvaluateConfig,
-    GuidanceConfig,
-    LLMConfig,
-    PPOConfig,
-    RefineConfig,
-    TrainConfig,
-    VerifyConfig,
-)
-from ultra.errors import RunDirectoryError, UltraError
+from ultra.config import RefineConfig, TrainConfig
+from ultra.errors import RunDirectoryError
 from ultra.files import write_atomically, write_json
+from ultra.records import record_from
 
 STAGES = ("collect", "identify", "advise", "verify", "finetune")
 """Stages of one round, in order."""
 
 _IRRELEVANT = (
     "workers", "llm.budget", "llm.tokens", "llm.price_input", "llm.price_output", "llm.concurrency",
-    "llm.timeout", "llm.attempts", "llm.longest_wait", "llm.ledger",
+    "llm.timeout", "llm.attempts", "llm.longest_wait", "llm.ledger", "llm.permits",
 )  # fmt: skip
 """Settings that may differ when a command is repeated: they do not change the result. The new ones hold."""
 
@@ -43,34 +33,6 @@ def versions() -> dict[str, str]:
     """Versions of what the results depend on."""
     names = ("ultra-refine", "jax", "numpy", "gymnasium", "mujoco", "ale-py")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-def settings_from_dict(kind: type[Any], value: Mapping[str, Any]) -> Any:
-    """Build a settings record from plain values, sections nested.
-
-    Raises:
-        UltraError: for a name that the record does not have; the known ones are listed.
-    """
-    sections = {
-        "collect": CollectConfig, "analyse": AnalyseConfig, "verify": VerifyConfig,
-        "guidance": GuidanceConfig, "llm": LLMConfig, "ppo": PPOConfig, "evaluate": EvaluateConfig,
-        "env": EnvironmentConfig,
-    }  # fmt: skip
-    known = {field.name for field in fields(kind)}
-    unknown = sorted(set(value) - known)
-    if unknown:
-        raise UltraError(f"unknown setting {unknown[0]!r}: known are {', '.join(sorted(known))}")
-    built = {
-        name: settings_from_dict(sections[name], item) if name in sections and isinstance(item, Mapping) else item
-        for name, item in value.items()
-    }
-    for name in ("hidden", "kwargs"):
-        if name in built:
-            built[name] = tuple(built[name])
-    for name in ("out", "run"):
-        if isinstance(built.get(name), str):
-            built[name] = Path(built[name])
-    return kind(**built)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -119,7 +81,7 @@ class Run:
         if found != command:
             raise RunDirectoryError(f"{path} belongs to `ultra {found}`, not `ultra {command}`: choose another --out")
         kind = RefineConfig if command == "refine" else TrainConfig
-        return cls(path, command, settings_from_dict(kind, settings), done)
+        return cls(path, command, record_from(kind, settings), done)
 
     @classmethod
     def start(cls, path: Path, command: str, config: RefineConfig | TrainConfig) -> Run:
@@ -130,13 +92,7 @@ class Run:
         """
         if (path / "run.json").exists():
             run = cls.open(path, command)
-            old, new = _flat(run.config), _flat(config)
-            for name in new:
-                if name not in _IRRELEVANT and old.get(name) != new[name]:
-                    raise RunDirectoryError(
-                        f"{path} belongs to another command: there {name} is {old.get(name)}, here {new[name]}; "
-                        "choose another --out, or repeat that command to continue it"
-                    )
+            run.check(config)
             run.config = config
             run._write()
             return run
@@ -149,6 +105,20 @@ class Run:
         run = cls(path, command, config, {})
         run._write()
         return run
+
+    def check(self, config: RefineConfig | TrainConfig) -> None:
+        """Check that a configuration asks for what this run does.
+
+        Raises:
+            RunDirectoryError: naming the first difference.
+        """
+        old, new = _flat(self.config), _flat(config)
+        for name in new:
+            if name not in _IRRELEVANT and old.get(name) != new[name]:
+                raise RunDirectoryError(
+                    f"{self.path} belongs to another command: there {name} is {old.get(name)}, here {new[name]}; "
+                    "choose another --out, or repeat that command to continue it"
+                )
 
     def _write(self) -> None:
         write_json(

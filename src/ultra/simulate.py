@@ -20,6 +20,16 @@ NOISE_BLOCK = 256
 
 
 @dataclass(frozen=True)
+class Habit:
+    """A plan that begins in every state where a guard holds, unless another is under way."""
+
+    guard: Expression
+    plan: Plan
+    strength: float = 1.0
+    """Factor of a relative plan."""
+
+
+@dataclass(frozen=True)
 class Branch:
     """One stretch of simulation: from a start, perhaps a plan, then the policy."""
 
@@ -32,11 +42,11 @@ class Branch:
     reset_seed: int = 0
     """Seed of the environment's reset."""
     plan: Plan | None = None
-    """Executed at the start, or wherever the guard holds."""
-    guard: Expression | None = None
-    """Begins the plan in every state where it holds; None begins it at once and never again."""
+    """Executed first."""
     strength: float = 1.0
     """Factor of a relative plan."""
+    habits: tuple[Habit, ...] = ()
+    """Followed throughout; where several guards hold, the first one counts."""
 
 
 @dataclass(frozen=True)
@@ -146,13 +156,14 @@ class _Slots:
         size = batch.size
         self._batch, self._policy, self._branches, self._gamma = batch, policy, branches, gamma
         with_plan = [branch for branch in branches if branch.plan is not None]
+        self._habits = list(dict.fromkeys(habit for branch in branches for habit in branch.habits))
+        self._first_habit = len(with_plan)
         self._table = PlanTable(
-            [branch.plan for branch in with_plan if branch.plan is not None],
-            [branch.strength for branch in with_plan],
+            [*(branch.plan for branch in with_plan if branch.plan is not None), *(h.plan for h in self._habits)],
+            [*(branch.strength for branch in with_plan), *(h.strength for h in self._habits)],
             policy.architecture.action_space,
         )
         self._row_of_job = np.cumsum([branch.plan is not None for branch in branches]) - 1
-        self._guards = list(dict.fromkeys(branch.guard for branch in branches if branch.guard is not None))
         self._limits = np.array([branch.steps for branch in branches], dtype=np.int64)
         self._waiting = list(range(len(branches)))[::-1]
         self._deterministic = deterministic
@@ -161,13 +172,14 @@ class _Slots:
         self._values, self._rewards = np.zeros(size), np.zeros(size)
         self._rows = np.full(size, -1, dtype=np.intp)
         self._positions = np.zeros(size, dtype=np.int64)
-        self._guarded = np.full(size, -1, dtype=np.intp)
+        self._has = np.zeros((size, len(self._habits)), dtype=np.bool_)
         self._before: Facts | None = None
         self._fresh = np.ones(size, dtype=np.bool_)
         self.jobs = np.full(size, -1, dtype=np.int64)
         self.clocks = np.zeros(size, dtype=np.int64)
         self.outcomes: list[Outcome | None] = [None] * len(branches)
-        self.observations: Observations = np.zeros((size, policy.architecture.observation_size), np.float32)
+        shape = policy.architecture
+        self.observations: Observations = np.zeros((size, shape.observation_size), shape.dtype)
         self._fill(np.arange(size))
 
     @property
@@ -181,16 +193,16 @@ class _Slots:
         return self._policy.decide(self.observations, noise)
 
     def heed_guards(self) -> None:
-        """Begin plans where guards hold; facts are computed only where a guard asks for them."""
-        if not (self._guarded >= 0).any():
+        """Begin habits where their guards hold; facts are computed only where there are habits."""
+        if not self._has.any():
             return
         facts = self._batch.facts()
         before = facts if self._before is None else np.where(self._fresh[:, None], facts, self._before)
-        for number, guard in enumerate(self._guards):
-            where = np.flatnonzero((self._guarded == number) & (self._rows < 0))
+        for number, habit in enumerate(self._habits):
+            where = np.flatnonzero(self._has[:, number] & (self._rows < 0))
             if len(where):
-                begun = where[guard.evaluate(facts[where], before[where])]
-                self._rows[begun] = self._row_of_job[self.jobs[begun]]
+                begun = where[habit.guard.evaluate(facts[where], before[where])]
+                self._rows[begun] = self._first_habit + number
                 self._positions[begun] = 0
         self._before = facts
         self._fresh[:] = False
@@ -258,8 +270,8 @@ class _Slots:
 
     def _fill(self, free: NDArray[np.intp]) -> None:
         """Put waiting branches into free slots."""
-        self.jobs[free], self._rows[free], self._guarded[free] = -1, -1, -1
-        self._positions[free], self._fresh[free] = 0, True
+        self.jobs[free], self._rows[free], self._positions[free] = -1, -1, 0
+        self._has[free], self._fresh[free] = False, True
         self.clocks[free], self._values[free], self._rewards[free] = 0, 0.0, 0.0
         resets: list[int] = []
         restores: list[tuple[int, Snapshot]] = []
@@ -268,9 +280,8 @@ class _Slots:
             job = self._waiting.pop()
             branch = self._branches[job]
             self.jobs[slot] = job
-            if branch.guard is not None:
-                self._guarded[slot] = self._guards.index(branch.guard)
-            elif branch.plan is not None:
+            self._has[slot, [self._habits.index(habit) for habit in branch.habits]] = True
+            if branch.plan is not None:
                 self._rows[slot] = self._row_of_job[job]
             self._noise.seed(slot, branch.noise_seed)
             if branch.start is None:

@@ -66,7 +66,8 @@ def measure_start(task: Task, policy: Policy, seeds: list[int], workers: int = 0
         workers: processes; 0 uses all cores.
     """
     _, returns, steps = evaluate(task, policy, seeds, workers=workers)
-    untrained = create_policy(Architecture(task.observation_size, task.action_space, ()), np.random.default_rng(0))
+    shape = Architecture(task.observation_size, task.action_space, (), task.image)
+    untrained = create_policy(shape, np.random.default_rng(0))
     branches = [Branch(noise_seed=seed, steps=task.time_limit, reset_seed=seed) for seed in seeds[:CHANCE_EPISODES]]
     batch = task.make_evaluation_batch(min(len(branches), MOST_TOGETHER), workers or None)
     try:

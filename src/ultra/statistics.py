@@ -68,7 +68,9 @@ def difference_interval(new: Sequence[float], old: Sequence[float], confidence: 
 
 def interquartile_mean(values: Array) -> float:
     """Mean of the middle half of all values, whatever their shape."""
-    return float(stats.trim_mean(np.ravel(values), proportiontocut=0.25))
+    ordered = np.sort(np.ravel(values))
+    cut = len(ordered) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
 
 
 def probability_of_improvement(new: Array, old: Array) -> float:
@@ -83,6 +85,30 @@ def probability_of_improvement(new: Array, old: Array) -> float:
         for k in range(new.shape[1])
     ]
     return float(np.mean(wins))
+
+
+def normalize(returns: Array, start: float, reference: float) -> Array:
+    """Returns as scores: 0 is the starting policy, 1 the reference.
+
+    Raises:
+        UltraError: if the reference is not above the start, so that scores would say nothing.
+    """
+    if not reference > start:
+        raise UltraError(f"the reference return {reference:g} must be above the start, {start:g}: give a higher one")
+    return (np.asarray(returns, dtype=np.float64) - start) / (reference - start)
+
+
+def performance_profile(scores: Array, thresholds: Array) -> Array:
+    """Share of runs that score above each threshold, averaged over tasks.
+
+    Args:
+        scores: (runs, tasks).
+        thresholds: (thresholds,).
+
+    Returns:
+        Shares, (thresholds,).
+    """
+    return np.asarray(np.mean(scores[..., None] > thresholds, axis=(0, 1)), dtype=np.float64)
 
 
 def stratified_bootstrap(
@@ -101,12 +127,65 @@ def stratified_bootstrap(
         draws: resamples.
         confidence: of the interval.
     """
+    low, high = _percentiles(statistic, samples, rng, draws, confidence)
+    return Estimate(statistic(*samples), float(low), float(high), len(samples[0]))
 
+
+def bootstrap_band(
+    statistic: Callable[[Array], Array],
+    table: Array,
+    *,
+    rng: np.random.Generator,
+    draws: int = 2000,
+    confidence: float = 0.95,
+) -> tuple[Array, Array]:
+    """Pointwise percentile intervals of a statistic with many values, such as a profile or a learning curve.
+
+    Args:
+        statistic: of the table; returns an array.
+        table: (runs, tasks) or, for curves, (runs, tasks, points); runs are resampled within each task.
+        rng: source of the resampling.
+        draws: resamples.
+        confidence: of the intervals.
+
+    Returns:
+        Lower and upper ends, shaped as the statistic.
+    """
+    return _percentiles(statistic, (table,), rng, draws, confidence)
+
+
+def _percentiles(
+    statistic: Callable[..., Any],
+    samples: Sequence[Array],
+    rng: np.random.Generator,
+    draws: int,
+    confidence: float,
+) -> tuple[Array, Array]:
     def resample(table: Array) -> Array:
-        rows = rng.integers(table.shape[0], size=table.shape)
-        return np.take_along_axis(table, rows, axis=0)
+        runs, tasks = table.shape[:2]
+        return table[rng.integers(runs, size=(runs, tasks)), np.arange(tasks)]
 
     found = [statistic(*(resample(table) for table in samples)) for _ in range(draws)]
     tail = (1 - confidence) / 2
-    low, high = np.quantile(found, [tail, 1 - tail])
-    return Estimate(statistic(*samples), float(low), float(high), len(samples[0]))
+    low, high = np.quantile(found, [tail, 1 - tail], axis=0)
+    return low, high
+
+
+ENOUGH_RUNS = 5
+"""Runs for each task from which on a 95% bootstrap interval covers the truth in about nine of ten cases."""
+
+
+def interval_remark(runs: int) -> str:
+    """What to say about 95% bootstrap intervals of so many runs for each task; empty if they can be relied on.
+
+    The figures are those of the simulation in the tests (interquartile mean, one task, normal scores).
+    """
+    if runs < 2:
+        return "One seed has no interval: nothing can be said about chance; use 5 seeds or more."
+    if runs < ENOUGH_RUNS:
+        covered = {2: "half", 3: "three quarters", 4: "nine tenths"}[runs]
+        return (
+            f"{runs} seeds are too few for 95% intervals: in simulation theirs cover the truth about {covered} of the "
+            "time on a single task; read them as a rough guide and use 5 seeds or more (10 for 95%)."
+        )
+    return ""

@@ -25,10 +25,13 @@ def train_policy(run: Run, reporter: Reporter) -> dict[str, Any]:
     """
     config: TrainConfig = run.config
     task = task_of(config)
+    if task.note:
+        reporter.say(f"task      {task.name}: {task.note}")
     budget = run.budget()
     if not run.finished("train"):
         rng = np.random.default_rng(config.seed)
-        fresh = create_policy(Architecture(task.observation_size, task.action_space, tuple(config.hidden)), rng)
+        hidden = tuple(config.hidden) if task.image is None else ()
+        fresh = create_policy(Architecture(task.observation_size, task.action_space, hidden, task.image), rng)
         with reporter.bar("train", config.steps) as update:
             log = TrainingLog(run.path, 0, update)
             try:

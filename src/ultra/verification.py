@@ -8,7 +8,7 @@ once the policy alone, with common random numbers (rollout algorithms; TRPO's vi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,10 +19,9 @@ from scipy import stats
 from ultra.advice import Advice, Entry, Rule, Verdict, Verification
 from ultra.budget import StepBudget
 from ultra.config import VerifyConfig
-from ultra.expression import Expression
 from ultra.plans import Plan
 from ultra.policy import Policy
-from ultra.simulate import Branch, simulate
+from ultra.simulate import Branch, Habit, simulate
 from ultra.statistics import mean_interval
 from ultra.tasks.batch import Batch, Snapshot
 
@@ -39,13 +38,26 @@ CHECKS = (0.25, 0.5, 0.75)
 
 @dataclass(frozen=True)
 class Proposal:
-    """What is to be tried."""
+    """What is to be tried: a plan at a state, or rules in whole episodes."""
 
-    plan: Plan
+    plan: Plan | None = None
     start: Snapshot | None = None
     """State from which it is tried; None: whole episodes."""
-    guard: Expression | None = None
-    """A rule's guard: the plan begins wherever it holds. None: the plan begins at once."""
+    habits: tuple[Habit, ...] = ()
+    """Rules that are followed together, throughout."""
+
+    @property
+    def scalable(self) -> bool:
+        """Whether a strength is to be chosen: for a single relative plan."""
+        single = self.plan or (self.habits[0].plan if len(self.habits) == 1 else None)
+        return single is not None and single.relative
+
+    def branch(self, base: Branch, strength: float) -> Branch:
+        """The branch that follows the proposal."""
+        habits = self.habits
+        if len(habits) == 1 and self.scalable:
+            habits = (replace(habits[0], strength=strength),)
+        return replace(base, plan=self.plan, strength=strength, habits=habits)
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,7 @@ def run_pairs(batch: Batch, policy: Policy, trials: Sequence[Trial], gamma: floa
                 branches.append(plain)
             new.append(len(branches))
             rows.append((len(branches), alone[key]))
-            branches.append(replace(plain, plan=proposal.plan, strength=trial.strength, guard=proposal.guard))
+            branches.append(proposal.branch(plain, trial.strength))
         pairs.append(rows)
         fresh.append(new)
     outcomes = simulate(batch, policy, branches, gamma)
@@ -214,7 +226,7 @@ def _choose_strengths(proposals: Sequence[Proposal], bench: Bench) -> tuple[list
     rows, trials, planned = [], [], 0
     for row, proposal in enumerate(proposals):
         branches = STRENGTH_PAIRS * (1 + len(STRENGTHS))
-        if proposal.plan.relative and bench.affordable(planned + branches):
+        if proposal.scalable and bench.affordable(planned + branches):
             planned += branches
             seeds = bench.seeds(STRENGTH_PAIRS)
             rows.append(row)
@@ -226,6 +238,35 @@ def _choose_strengths(proposals: Sequence[Proposal], bench: Bench) -> tuple[list
         strengths[row] = STRENGTHS[best]
         spent[row] = sum(paired.steps for paired in tried)
     return strengths, spent
+
+
+def verify_rules(habits: Mapping[str, Habit], bench: Bench, config: VerifyConfig) -> dict[str, dict[str, Any]]:
+    """Try rules in whole episodes, each alone and then together, because they are executed together.
+
+    Two sets are tried: the rules that help alone, and these with those that are unclear alone (rules
+    may need each other). Of the sets and the single rules that help, the one with the largest
+    advantage is chosen.
+
+    Args:
+        habits: rules by their guards.
+        bench: of whole episodes.
+        config: pairs and confidence.
+
+    Returns:
+        For each guard `verification`, what was found of it alone, and `together`, what was found of
+        the chosen set if it belongs to it.
+    """
+    short = replace(config, branches=FIRST_LOOK) if len(habits) > 1 else config  # leaves enough for the sets
+    alone = dict(zip(habits, verify([Proposal(habits=(h,)) for h in habits.values()], bench, short), strict=True))
+    helping = tuple(name for name, found in alone.items() if found is not None and found.verdict == "helps")
+    hopeful = tuple(name for name, found in alone.items() if found is not None and found.verdict != "harms")
+    sets = [names for names in dict.fromkeys((helping, hopeful)) if len(names) > 1]
+    scaled = {name: replace(h, strength=found.strength) for name, h in habits.items() if (found := alone[name])}
+    joint = verify([Proposal(habits=tuple(scaled[name] for name in names)) for names in sets], bench, config)
+    candidates = [((name,), alone[name]) for name in helping] + list(zip(sets, joint, strict=True))
+    good = [(names, found) for names, found in candidates if found is not None and found.verdict == "helps"]
+    chosen, together = max(good, key=lambda pair: pair[1].advantage, default=((), None))
+    return {name: {"verification": alone[name], "together": together if name in chosen else None} for name in habits}
 
 
 class Recheck:

@@ -12,6 +12,8 @@ __all__ = ["ANALYSTS", "Analyst", "Case", "get_analyst"]
 ANALYSTS = {
     "search": "simulated branches over alternative plans; no language model",
     "random": "random states and random plans, the control",
+    "statemask": "critical states by a trained mask network; no advice",
+    "worst": "the search turned round: the most harmful plans, praised; for testing trust",
     "llm:PROVIDER/MODEL": "a language model: openai, anthropic, google, or local with --base-url",
     "mailbox:DIR": "prompts and answers as files: any chat window, or a person",
     "recorded:FILE": "answers of a ledger export",
@@ -25,14 +27,18 @@ def get_analyst(name: str) -> Analyst:
         UltraError: if there is no such analyst; the closest name is offered.
     """
     kind, _, rest = name.partition(":")
-    if name == "search":
+    if name in ("search", "worst"):
         from ultra.analysts.search import SearchAnalyst
 
-        return SearchAnalyst()
+        return SearchAnalyst(adverse=name == "worst")
     if name == "random":
         from ultra.analysts.random import RandomAnalyst
 
         return RandomAnalyst()
+    if name == "statemask":
+        from ultra.analysts.statemask import StateMaskAnalyst
+
+        return StateMaskAnalyst()
     if kind == "llm":
         from ultra.analysts.llm.analyst import llm_analyst
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ultra.advice import Advice, CriticalState
 from ultra.budget import StepBudget
-from ultra.config import AnalyseConfig, LLMConfig
+from ultra.config import AnalyseConfig, LLMConfig, PPOConfig, StateMaskConfig
 from ultra.policy import Policy
 from ultra.tasks.batch import Batch, Snapshot
 from ultra.tasks.task import Task
@@ -46,6 +46,12 @@ class Case:
     """The run's identity in the ledger."""
     failed: Sequence[Advice] = ()
     """Advice of the round before that did not help, with what happened when it was tried."""
+    statemask: StateMaskConfig = field(default_factory=StateMaskConfig)
+    """For the mask network."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """For analysts that train."""
+    workers: int = 0
+    """Cores for stepping environments; 0 uses all."""
 
     def snapshot(self, state: CriticalState) -> Snapshot:
         """The complete state behind a critical state; replayed steps are charged."""

@@ -64,9 +64,15 @@ class _Arm:
 
 
 class SearchAnalyst:
-    """Looks for critical states and good plans by simulating branches."""
+    """Looks for critical states and good plans by simulating branches.
 
-    name = "search"
+    Args:
+        adverse: look for what harms most and praise it: the adversary, with which trust is tested.
+    """
+
+    def __init__(self, adverse: bool = False) -> None:
+        self.name = "worst" if adverse else "search"
+        self._sign = -1.0 if adverse else 1.0
 
     def identify(self, case: Case) -> list[CriticalState]:
         """Screen candidate states: where do random plans change the outcome most?
@@ -99,7 +105,9 @@ class SearchAnalyst:
             ]
             results = bench.run(trials)
             for place, i in enumerate(alive):
-                effects[i] += [float(r.differences[0]) for r in results[place * pairs : (place + 1) * pairs]]
+                effects[i] += [
+                    self._sign * float(r.differences[0]) for r in results[place * pairs : (place + 1) * pairs]
+                ]
             alive.sort(key=lambda i: -_promise(effects[i]))
             alive = alive[: max(case.config.states, math.ceil(len(alive) / 2))]
         alive = alive[: case.config.states]
@@ -136,9 +144,8 @@ class SearchAnalyst:
         largest = max((abs(arm.mean) for arm in best), default=0.0) or 1.0
         return [self._advice(case, states[arm.place], arm, largest) for arm in best if arm.mean > 0]
 
-    @staticmethod
     def _compare(
-        arms: list[_Arm], places: int, snapshots: list[Snapshot], bench: Bench, share: int, horizon: int
+        self, arms: list[_Arm], places: int, snapshots: list[Snapshot], bench: Bench, share: int, horizon: int
     ) -> None:
         """One round: the same number of pairs for every arm, on the same seeds at each state."""
         if not arms:
@@ -151,7 +158,7 @@ class SearchAnalyst:
         seeds = [bench.seeds(pairs) for _ in range(places)]
         results = bench.run([Trial(Proposal(arm.plan, snapshots[arm.place]), 1.0, seeds[arm.place]) for arm in arms])
         for arm, paired in zip(arms, results, strict=True):
-            arm.differences = np.concatenate([arm.differences, paired.differences])
+            arm.differences = np.concatenate([arm.differences, self._sign * paired.differences])
 
     @staticmethod
     def _bench(case: Case, allowance: float) -> Bench:

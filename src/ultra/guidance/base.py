@@ -61,6 +61,10 @@ class Guidance(Protocol):
         """May replace the actions (already inside their bounds) that the policy chose for these states."""
         ...
 
+    def observe(self, observations: Observations) -> None:
+        """Told what the step led to, before `reward`; where an episode ended, its last observation."""
+        ...
+
     def reward(self, facts: Facts | None, actions: Actions, rewards: NDArray[np.float64]) -> NDArray[np.float64]:
         """May change the rewards of the step; `facts` are those of the states before it."""
         ...
@@ -95,6 +99,9 @@ class NoGuidance:
     def act(self, observations: Observations, facts: Facts | None, actions: Actions) -> Intervention:
         """The policy's own actions."""
         return Intervention(actions, np.zeros(len(actions), np.bool_), np.zeros(len(actions), np.float32))
+
+    def observe(self, observations: Observations) -> None:
+        """Nothing to learn from it."""
 
     def reward(self, facts: Facts | None, actions: Actions, rewards: NDArray[np.float64]) -> NDArray[np.float64]:
         """The task's own rewards."""

@@ -94,7 +94,7 @@ class UltraGuidance:
         self._tree = KDTree(book.points) if len(book) else None
         # Advice that is not known to help acts through rewards alone, unless everything is trusted.
         self._executable = np.array(
-            [on_actions and (config.trust == "all" or a.verdict == "helps") for a in advice], dtype=np.bool_
+            [on_actions and (config.trust == "all" or _proven(a)) for a in advice], dtype=np.bool_
         )
         self._gains = np.array([_gain(a) for a in advice])
         self._follow = np.array([a.reward_follow for a in advice])
@@ -195,6 +195,9 @@ class UltraGuidance:
             weights[where] = self._beta * self._worth[entries]
         return Intervention(actions, replaced, weights)
 
+    def observe(self, observations: Observations) -> None:
+        """Where a step leads is of no concern to advice."""
+
     def _match(self, facts: Facts) -> None:
         """Engage free environments whose state is critical: near an entry, or where a guard holds."""
         if self._tree is not None:
@@ -280,10 +283,15 @@ class UltraGuidance:
         self._rng.bit_generator.state = state["rng"]
 
 
+def _proven(advice: Advice | Rule) -> bool:
+    """Whether verification found that executing it helps: advice by itself, a rule in its set."""
+    return advice.together is not None if isinstance(advice, Rule) else advice.verdict == "helps"
+
+
 def _gain(advice: Advice | Rule) -> float:
     """The measured advantage of advice that helps, else 0."""
-    found = advice.verification
-    return max(0.0, found.advantage) if found is not None and found.verdict == "helps" else 0.0
+    found = advice.together if isinstance(advice, Rule) else advice.verification
+    return max(0.0, found.advantage) if found is not None and _proven(advice) else 0.0
 
 
 class PlanRecords:

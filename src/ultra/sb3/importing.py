@@ -74,7 +74,10 @@ def _architecture(archive: Archive) -> Architecture:
     first = next((layers[0][1] for layers in widths.values() if layers), action_net.shape[1])
     actor, critic, shared = (tuple(rows for rows, _ in widths[net]) for net in ("actor", "critic", "shared"))
     _check_observations(archive, first)
-    return Architecture(first, space, actor, None if critic == actor else critic, shared, _activation(archive))
+    return Architecture(
+        first, space, actor, critic_hidden=None if critic == actor else critic, shared=shared,
+        activation=_activation(archive),
+    )  # fmt: skip
 
 
 def _widths(weights: Mapping[str, NDArray[Any]], net: str) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ Snapshot = bytes
 """The complete state of one environment: restoring it and replaying actions is bit-identical."""
 
 Observations = NDArray[np.float32]
-"""(n, observation_size)"""
+"""(n, observation_size); images are flattened and hold bytes (uint8)."""
 Facts = NDArray[np.float64]
 """(n, n_facts), columns in the order of the task's card."""
 Indices = Sequence[int] | NDArray[np.intp]

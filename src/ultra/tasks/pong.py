@@ -160,7 +160,18 @@ class PongBatch:
                 game.act(self._actions[0])
             self._facts[index] = read_facts(game.getRAM(), None)
             self._clock[index] = 0
+            self._begin(index)
+        return self._observe(indices)
+
+    def _begin(self, index: int) -> None:
+        """An episode has begun; nothing else to note."""
+
+    def _observe(self, indices: Indices | slice = slice(None)) -> Observations:
         return observe(self._facts[indices])
+
+    def _play(self, index: int, frames: list[int]) -> float:
+        """Let one game run for some frames; returns the reward."""
+        return float(sum(self._games[index].act(self._actions[action]) for action in frames))
 
     def step(self, actions: Actions) -> Step:
         """Step all games by four frames."""
@@ -168,11 +179,11 @@ class PongBatch:
         terminated = np.zeros(self.size, dtype=np.bool_)
         for index, game in enumerate(self._games):
             frames = self._sticky[index].frames(int(actions[index]))
-            rewards[index] = sum(game.act(self._actions[action]) for action in frames)
+            rewards[index] = self._play(index, frames)
             terminated[index] = game.game_over(with_truncation=False)
             self._facts[index] = read_facts(game.getRAM(), self._facts[index])
         self._clock += 1
-        return Step(observe(self._facts), rewards, terminated, self._clock >= TIME_LIMIT)
+        return Step(self._observe(), rewards, terminated, self._clock >= TIME_LIMIT)
 
     def facts(self) -> Facts:
         """Ball, paddles, their changes and the score, in screen pixels."""
@@ -196,7 +207,7 @@ class PongBatch:
             self._sticky[index].restore(snapshot[head:console])
             row = np.frombuffer(snapshot[:head])
             self._facts[index], self._clock[index] = row[:-1], int(row[-1])
-        return observe(self._facts[indices])
+        return self._observe(indices)
 
     def restart_clock(self, indices: Indices) -> None:
         """Give some games a full time limit again."""
@@ -251,12 +262,16 @@ class ObjectPong(gymnasium.Wrapper[NDArray[np.float32], int, NDArray[np.uint8], 
         self.facts = read_facts(game.getRAM(), None)
         return observe(self.facts), info
 
+    def _see(self) -> None:
+        """Called after every frame; nothing else to note."""
+
     def step(self, action: int) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Step the game by four frames."""
         total = 0.0
         for effective in self._sticky.frames(int(action)):
             _, reward, terminated, truncated, info = self.env.step(GYMNASIUM_ACTIONS[effective])
             total += float(reward)
+            self._see()
             if terminated:
                 break
         self.facts = read_facts(self.unwrapped.ale.getRAM(), self.facts)  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,25 @@ def pong(sticky: float = 0.0) -> Task:
     )
 
 
+def pong_pixels(sticky: float = 0.0) -> Task:
+    """Pong with the last four screens in grey as observations, and the facts of `pong`.
+
+    Args:
+        sticky: probability that the console repeats the previous action in a frame.
+    """
+    from ultra.tasks import pong_pixels as module
+
+    return replace(
+        pong(sticky),
+        name="pong-pixels",
+        card=replace(shipped_card("pong"), name="pong-pixels"),
+        observation_size=module.OBSERVATION_SIZE,
+        make_local_batch=partial(module.PixelPongBatch, sticky=sticky),
+        make_environment=partial(module.PixelPong, sticky=sticky),
+        image=module.IMAGE,
+    )
+
+
 def _mujoco(name: str, observation_size: int, actuators: int, time_limit: int) -> Task:
     from ultra.tasks import mujoco as module
 
@@ -64,6 +84,52 @@ hopper = partial(_mujoco, "hopper", 11, 3, 1000)
 walker2d = partial(_mujoco, "walker2d", 17, 6, 1000)
 halfcheetah = partial(_mujoco, "halfcheetah", 17, 6, 1000)
 reacher = partial(_mujoco, "reacher", 10, 2, 50)
+
+
+def _sparse(dense: Task, threshold: float) -> Task:
+    """A runner that is rewarded for nothing but being `threshold` metres away from its start.
+
+    Raises:
+        UltraError: if the threshold is not positive.
+    """
+    from ultra.tasks import mujoco as module
+    from ultra.tasks.sparse import SparseReward, sparse
+
+    if not threshold > 0:
+        raise UltraError(f"--threshold is {threshold:g}, but must be positive: a distance in metres")
+    physics: module.Physics = getattr(module, dense.name.upper())
+    batch = partial(module.MujocoBatch, sparse(physics, threshold))
+    reward = f"Each step that ends with |x_position| of at least {threshold:g} m gives 1, every other step 0."
+    return replace(
+        dense,
+        name=f"sparse-{dense.name}",
+        card=replace(
+            dense.card,
+            name=f"sparse-{dense.card.name}",
+            title=f"{dense.card.title}, sparse reward",
+            goal=f"{dense.card.goal} Only steps at least {threshold:g} m from the start count.",
+            reward=reward,
+        ),
+        make_local_batch=partial(batch, threads=1),
+        make_threaded_batch=batch,
+        make_environment=partial(SparseReward, physics.env_id, threshold),
+        note=f"reward 1 for each step with |x| >= {threshold:g} m, else 0",
+    )
+
+
+def sparse_hopper(threshold: float = 0.6) -> Task:
+    """Hopper with a sparse reward from `threshold` metres on."""
+    return _sparse(hopper(), threshold)
+
+
+def sparse_walker2d(threshold: float = 0.6) -> Task:
+    """Walker2d with a sparse reward from `threshold` metres on."""
+    return _sparse(walker2d(), threshold)
+
+
+def sparse_halfcheetah(threshold: float = 5.0) -> Task:
+    """HalfCheetah with a sparse reward from `threshold` metres on."""
+    return _sparse(halfcheetah(), threshold)
 
 
 def gymnasium_task(

@@ -39,6 +39,8 @@ class Task:
             actions can rally for ever (RL Baselines3 Zoo samples on Atari for the same reason).
         snapshots: how snapshots are taken: `state` saves it, `replay` repeats the episode's actions,
             `remake` does so in a new environment, `none` says that the environment does not repeat itself.
+        image: height, width and channels where observations are flattened images, as bytes; else None.
+        note: a line for people about options that change the task, such as a threshold; empty if there are none.
         target: `module:function` that made the task, set by `get_task`; empty for a task made by hand.
         options: what that function was given, to make the task again in another process.
     """
@@ -55,6 +57,8 @@ class Task:
     snapshot_every: int = 1
     sampled_evaluation: bool = False
     snapshots: Literal["state", "replay", "remake", "none"] = "state"
+    image: tuple[int, int, int] | None = None
+    note: str = ""
     target: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -132,7 +136,11 @@ def make_task(target: str, options: Mapping[str, Any]) -> Task:
     known = inspect.signature(make).parameters
     for name in options:
         if name not in known and not any(item.kind is item.VAR_KEYWORD for item in known.values()):
-            raise UltraError(f"the task {target.partition(':')[2]!r} takes no option {name!r}")
+            flag = f"env-{name}" if name in ("module", "kwargs") else name
+            raise UltraError(
+                f"{target.partition(':')[2]} takes no --{flag}: --sticky is for Atari tasks, --threshold for sparse-* "
+                "tasks, --env-module and --env-kwargs for Gymnasium ids"
+            )
     return replace(make(**options), target=target, options=options)
 
 
@@ -160,10 +168,7 @@ def get_task(name: str, **options: Any) -> Task:
 def _known_task(name: str, options: dict[str, Any]) -> Task:
     """A registered task, perhaps with a card of the user's own that has as many facts and actions."""
     rest = {key: value for key, value in options.items() if key != "card"}
-    try:
-        task = make_task(_registry[name].target, rest)
-    except UltraError as error:
-        raise UltraError(f"{name}: {error}") from error
+    task = make_task(_registry[name].target, rest)
     if "card" not in options:
         return task
     card = load_card(Path(options["card"]))

@@ -50,7 +50,7 @@ class _Shared:
     def __init__(self, path: Path, task: Task, size: int, create: bool) -> None:
         action_width = 1 if isinstance(task.action_space, Discrete) else task.action_space.size
         columns = {
-            "observations": (np.float32, task.observation_size),
+            "observations": (np.uint8 if task.image else np.float32, task.observation_size),
             "actions": (np.float32, action_width),
             "rewards": (np.float64, 1),
             "ended": (np.float64, 2),

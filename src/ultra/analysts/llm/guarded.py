@@ -11,6 +11,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic_ai.exceptions import (
@@ -38,6 +39,7 @@ from ultra.config import LLMConfig
 from ultra.describe import count_tokens
 from ultra.errors import LanguageModelError, UltraError
 from ultra.ledger import Ledger, Stored
+from ultra.permits import Permits
 
 RETRIED = (
     ModelRateLimitError, ModelUnavailableError, ModelServerError, ModelConnectionError, ModelRequestTimeout,
@@ -81,6 +83,7 @@ class GuardedModel(WrapperModel):
         super().__init__(wrapped)
         self.name, self.config, self.ledger, self.budget = name, config, ledger, budget
         self._slots = asyncio.Semaphore(config.concurrency)
+        self._permits = Permits(Path(config.permits) if config.permits else None)
         self._sleep = sleep
         self._given_up: UltraError | None = None
 
@@ -103,7 +106,7 @@ class GuardedModel(WrapperModel):
             if self._given_up is not None:
                 raise self._given_up
             try:
-                async with self._slots:
+                async with self._slots, self._permits.hold():
                     return await self._try(messages, settings, model_request_parameters)
             except NoAnswer:
                 garbage += 1

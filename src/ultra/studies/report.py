@@ -1,0 +1,179 @@
+"""The report of a study: every run as CSV and JSON, tables in Markdown, pictures, and one HTML page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ultra import page
+from ultra.errors import RunDirectoryError
+from ultra.files import make_directory, write_atomically, write_json
+from ultra.reporting import markdown_table, row_of, write_csv
+from ultra.statistics import Estimate
+from ultra.studies.figures import draw_profiles, draw_task_curves
+from ultra.studies.plan import slug
+from ultra.studies.runner import plain, read_manifest
+from ultra.studies.summary import Finished, Line, Summary, summarize
+
+Table = tuple[str, list[str], list[list[str]]]
+"""Title, header and rows."""
+
+
+def write_study_report(study: Path, out: Path) -> Path:
+    """Write `runs.csv`, `runs.json`, `table.md`, `curves-TASK.png`, `profiles.png` and `report.html`.
+
+    Raises:
+        RunDirectoryError: if no run has finished.
+    """
+    summary = summarize(read_manifest(study), study)
+    if not summary.finished:
+        raise RunDirectoryError(f"{study} has no finished run yet: repeat `ultra study`")
+    make_directory(out)
+    write_csv(out / "runs.csv", [_row(run) for run in summary.finished])
+    runs = [{"contender": run.contender, "seconds": run.seconds, **run.result} for run in summary.finished]
+    missing = [{"run": job.name, "error": error} for job, error in summary.missing]
+    write_json(out / "runs.json", {"study": plain(summary.study), "runs": runs, "missing": missing})
+    pictures = [(task, out / f"curves-{slug(task)}.png") for task in summary.tasks]
+    for task, path in pictures:
+        draw_task_curves(summary, task, path)
+    if summary.overall:
+        draw_profiles(summary, out / "profiles.png")
+        pictures.append(("performance profiles", out / "profiles.png"))
+    write_atomically(out / "table.md", _markdown(summary).encode())
+    write_atomically(out / "report.html", _page(summary, pictures).encode())
+    return out
+
+
+def _row(run: Finished) -> dict[str, Any]:
+    llm = run.result.get("llm", {})
+    return {
+        **row_of(run.result), "task": run.task, "contender": run.contender, "seconds": f"{run.seconds:.1f}",
+        **{name: run.result["budget"][name] for name in ("collect", "analyse", "verify", "train", "evaluation")},
+        "llm_tokens": llm.get("tokens", 0), "llm_cost": llm.get("cost", 0.0),
+    }  # fmt: skip
+
+
+def tables(summary: Summary) -> list[Table]:
+    """All tables of the report."""
+    found = []
+    base = summary.study.baseline
+    if summary.overall:
+        header = ["method", "interquartile mean [95%]", "mean", f"P(better than {base}) [95%]", "seeds"]
+        rows = [
+            [
+                line.name,
+                _figure(line.center, 2),
+                f"{line.values.mean():.2f}",
+                _figure(line.better, 2),
+                str(len(line.values)),
+            ]
+            for line in summary.overall
+        ]
+        found.append(("All tasks, normalised scores", header, rows))
+    for task, lines in summary.tasks.items():
+        header = [
+            "method", "mean", "standard deviation", "interquartile mean [95%]", f"minus {base} [95%]",
+            f"P(better than {base}) [95%]", "better than the start", "by seed",
+        ]  # fmt: skip
+        found.append((task, header, [_task_row(line) for line in lines]))
+    found.append(_spending(summary))
+    if summary.missing:
+        rows = [[job.name, error or "not done yet"] for job, error in summary.missing]
+        found.append(("Runs that are missing", ["run", "why"], rows))
+    return found
+
+
+def _task_row(line: Line) -> list[str]:
+    values = line.values
+    gap = f"{line.gap.mean:+.1f} [{line.gap.low:+.1f}, {line.gap.high:+.1f}]" if line.gap else ""
+    return [
+        line.name,
+        f"{values.mean():.1f}",
+        f"{values.std(ddof=1):.1f}" if len(values) > 1 else "",
+        _figure(line.center, 1),
+        gap,
+        _figure(line.better, 2),
+        f"{line.improved} of {len(values)}",
+        ", ".join(f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" for value in values),
+    ]
+
+
+def _spending(summary: Summary) -> Table:
+    """What each contender used, over all its runs, and what verification found of its advice."""
+    header = [
+        "method",
+        "steps",
+        "of them training",
+        "core hours",
+        "LLM tokens",
+        "LLM cost",
+        "advice under verification",
+    ]
+    rows = []
+    for contender in summary.study.contenders:
+        runs = [run for run in summary.finished if run.contender == contender.name]
+        if not runs:
+            continue
+        used, trained = (sum(run.result["budget"][name] for run in runs) for name in ("used", "train"))
+        hours = sum(run.seconds for run in runs) * summary.study.cores / 3600
+        usage = [run.result.get("llm", {}) for run in runs]
+        cost = sum(entry.get("cost", 0.0) for entry in usage)
+        rows.append(
+            [
+                contender.name, f"{used:,}", f"{trained:,}", f"{hours:.2f}",
+                f"{sum(entry.get('tokens', 0) for entry in usage):,}", f"${cost:.2f}", _audit(runs),
+            ]
+        )  # fmt: skip
+    return "What it took", header, rows
+
+
+def _audit(runs: Sequence[Finished]) -> str:
+    found = [run.result["audit"] for run in runs if run.result.get("audit")]
+    if not found:
+        return ""
+    total = {name: sum(audit[name] for audit in found) for name in ("advices", "helps", "harms", "unclear", "untried")}
+    return ", ".join(f"{number} {name}" for name, number in total.items())
+
+
+def notes(summary: Summary) -> list[str]:
+    """What a reader must know: how scores are normalised, what intervals mean, what made the runs."""
+    first = summary.finished[0].result
+    made = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
+    episodes = first["return"]["last"]["episodes"]
+    return [
+        *([summary.study.about] if summary.study.about else []),
+        *summary.remarks,
+        f"Each run's score is the mean return of its last policy over {episodes} episodes on fresh seeds, in "
+        "Gymnasium's own environment. Steps are environment steps of all purposes but evaluation.",
+        "Normalised scores are (return - start) / (reference - start). "
+        + "; ".join(map(str, summary.scales.values())) + ".",
+        "Interquartile means and probabilities of improvement have 95% stratified bootstrap intervals over seeds "
+        "(arXiv 2108.13264); differences have Welch's. Over all tasks only seeds that finished on every task count.",
+        f"Made with {made}.",
+    ]  # fmt: skip
+
+
+def _figure(estimate: Estimate | None, digits: int) -> str:
+    if estimate is None:
+        return ""
+    return f"{estimate.mean:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
+def _markdown(summary: Summary) -> str:
+    parts = ["\n\n".join(notes(summary))]
+    parts += [f"## {title}\n\n{markdown_table(header, rows)}" for title, header, rows in tables(summary)]
+    return "\n\n".join(parts)
+
+
+def _page(summary: Summary, pictures: Sequence[tuple[str, Path]]) -> str:
+    parts = [page.paragraph(note) for note in notes(summary)]
+    for title, header, rows in tables(summary):
+        parts += [page.heading(title), page.table(header, rows)]
+    for title, path in pictures:
+        parts += [page.heading(f"{title[:1].upper()}{title[1:]}"), page.image(path, title)]
+    results = [{"contender": run.contender, **run.result} for run in summary.finished]
+    parts.append(page.folded("Results as JSON", json.dumps(results, indent=1)))
+    names = ", ".join(task.name for task in summary.study.tasks)
+    return page.page(f"ULTRA study: {names}", parts)

@@ -1,0 +1,173 @@
+"""Run a study: prepare its directory, do what is missing or failed, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ultra.config import RefineConfig
+from ultra.errors import RunDirectoryError, UltraError
+from ultra.files import make_directory, write_json
+from ultra.permits import hold_file, make_permits
+from ultra.pipeline import task_of
+from ultra.policy import check_fits, load_policy, save_policy
+from ultra.run import Run
+from ultra.studies.display import Display
+from ultra.studies.plan import Job, Study, StudyTask, read_study, shipped_policy, slug
+from ultra.studies.pool import Pool
+from ultra.studies.work import record_error
+
+MANIFEST = "study.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a study's runs."""
+
+    done: int
+    failed: dict[str, str]
+    """Why runs failed, in one line each."""
+
+
+def run_study(study: Study, source: Path, out: Path, pool: Pool, display: Display) -> Outcome:
+    """Do every run of a study that has not been done; those that failed before are tried again.
+
+    Args:
+        study: what to do.
+        source: folder of the study file, from which policies are looked up.
+        out: the study's directory.
+        pool: who does the runs.
+        display: tells a person how far it is.
+
+    Raises:
+        UltraError: if something in the study cannot work, before anything runs.
+        KeyboardInterrupt: after all runs have been ended; repeating the command goes on.
+    """
+    if (
+        out.exists()
+        and not (out / MANIFEST).is_file()
+        and (not out.is_dir() or any(set(out.iterdir()) - {out / "lock"}))
+    ):
+        raise RunDirectoryError(f"{out} exists and is not a study: choose another --out")
+    make_directory(out)
+    with hold_file(out / "lock", busy=f"another `ultra study` is at work in {out}: wait for it"):
+        try:
+            prepare(study, source, out)
+            trainings, refinements = study.trainings(out), study.refinements(out)
+            with display:
+                display.expect([*trainings, *refinements])
+                _do([job for job in trainings if not job.finished], pool, display)
+                ready, failed = _split(refinements)
+                for job, error in failed:
+                    display.ended(job, record_error(job, error))
+                _do(ready, pool, display)
+        finally:
+            pool.stop()
+        jobs = [*trainings, *refinements]
+        return Outcome(sum(job.finished for job in jobs), {job.name: job.error for job in jobs if not job.finished})
+
+
+def _claim(out: Path) -> None:
+    """Make the study's directory, unless it is something else's."""
+    if out.is_dir() and not (out / MANIFEST).is_file() and set(out.iterdir()) - {out / "lock"}:
+        raise RunDirectoryError(f"{out} exists and is not a study: choose another --out")
+    make_directory(out)
+
+
+def prepare(study: Study, source: Path, out: Path) -> None:
+    """Check a study against its parts and against what was done in its directory, and make the directory ready.
+
+    Raises:
+        UltraError: naming what cannot work.
+    """
+    from ultra.analysts import get_analyst
+
+    before = read_manifest(out) if (out / MANIFEST).is_file() else None
+    write_json(out / MANIFEST, plain(before or study))  # from here on the directory is a study's
+    for contender in study.contenders:
+        if contender.analyst:
+            get_analyst(contender.analyst.analyst or contender.analyst.name)
+    for task in study.tasks:
+        _prepare_policy(study, task, source, out, before)
+    for job in [*study.trainings(out), *study.refinements(out)]:
+        if (job.path / "run.json").is_file():
+            Run.open(job.path, "refine" if isinstance(job.config, RefineConfig) else "train").check(job.config)
+    for name in ("runs", "logs"):
+        make_directory(out / name)
+    make_permits(out / "permits", study.llm_requests)
+    write_json(out / MANIFEST, plain(study))
+
+
+def plain(study: Study) -> dict[str, Any]:
+    """A study as its file would say it, defaults included."""
+    values = asdict(study)
+    for axis in ("tasks", "methods", "analysts"):
+        values[axis] = {entry.pop("name"): entry for entry in values[axis]}
+    return values
+
+
+def read_manifest(out: Path) -> Study:
+    """The study of a study's directory.
+
+    Raises:
+        RunDirectoryError: if there is none, or it is damaged.
+    """
+    path = out / MANIFEST
+    try:
+        return read_study(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except FileNotFoundError:
+        raise RunDirectoryError(
+            f"{out} is no study (no {MANIFEST}): make one with `ultra study FILE --out {out}`"
+        ) from None
+    except ValueError as error:
+        raise RunDirectoryError(f"{path} is damaged ({error}): repeat `ultra study`") from error
+
+
+def _prepare_policy(study: Study, task: StudyTask, source: Path, out: Path, before: Study | None) -> None:
+    """Check a task and copy its starting policy, so that all machines find it."""
+    old = next((entry for entry in before.tasks if entry.name == task.name), None) if before else None
+    if old and (old.environment, old.policy, old.train) != (task.environment, task.policy, task.train):
+        raise RunDirectoryError(
+            f"{out} has runs of tasks.{task.name} with another task, policy or training: give it another name, "
+            "or choose another --out"
+        )
+    environment = task_of(study.config(task, study.contenders[0], study.seeds[0], out))
+    if task.train is not None:
+        if task.policy:
+            raise UltraError(f"tasks.{task.name} has both policy and train: leave one out")
+        return
+    copy = out / "policies" / slug(task.name)
+    if (copy / "policy.json").is_file():
+        return
+    found = shipped_policy(task, source)
+    policy = load_policy(found)
+    check_fits(policy, environment.name, environment.observation_size, environment.action_space)
+    save_policy(policy, copy, {"copied_from": str(found)})
+
+
+def _split(jobs: Sequence[Job]) -> tuple[list[Job], list[tuple[Job, str]]]:
+    """Runs that are to be done, and those that cannot be because their starting policy is missing."""
+    ready, failed = [], []
+    for job in jobs:
+        assert isinstance(job.config, RefineConfig)
+        if job.finished:
+            continue
+        if (Path(job.config.policy) / "policy.json").is_file():
+            ready.append(job)
+        else:
+            failed.append((job, "its starting policy could not be trained"))
+    return ready, failed
+
+
+def _do(jobs: Sequence[Job], pool: Pool, display: Display) -> None:
+    for job in jobs:
+        pool.submit(job)
+    left = len(jobs)
+    while left:
+        for job, error in pool.wait(1.0):
+            display.ended(job, error)
+            left -= 1
+        display.update()

@@ -1,0 +1,236 @@
+"""The figures of a study: for each task in returns, over all tasks in normalised scores."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ultra.run import Run
+from ultra.statistics import (
+    Estimate,
+    difference_interval,
+    interquartile_mean,
+    interval_remark,
+    normalize,
+    probability_of_improvement,
+    stratified_bootstrap,
+)
+from ultra.studies.plan import Contender, Job, Study, StudyTask
+from ultra.studies.work import seconds_of
+
+Array = NDArray[np.float64]
+
+SEED = 0
+"""Of the bootstrap, so that the same runs give the same report."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished refinement of a study."""
+
+    task: str
+    contender: str
+    seed: int
+    path: Path
+    result: dict[str, Any]
+
+    @property
+    def score(self) -> float:
+        """Mean return of its last policy."""
+        return float(self.result["return"]["last"]["mean"])
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds that it took."""
+        return seconds_of(self.path)
+
+
+@dataclass(frozen=True)
+class TaskScale:
+    """What returns of a task are measured by.
+
+    Attributes:
+        task: its name in the study.
+        start: mean return of the starting policy over all seeds.
+        reference: the return that counts as a score of 1.
+        source: where the reference is from.
+    """
+
+    task: str
+    start: float
+    reference: float
+    source: str
+
+    @property
+    def usable(self) -> bool:
+        """Whether scores can be normalised by it."""
+        return self.reference > self.start
+
+    def __str__(self) -> str:
+        text = f"{self.task}: 0 is the starting policy's {self.start:.1f}, 1 is {self.reference:.1f} ({self.source})"
+        return text if self.usable else f"{text}: no score, because the reference is not above the start"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A contender on one task, in returns; or over all tasks, in scores.
+
+    Attributes:
+        name: the contender.
+        values: one for each seed; over all tasks: (seeds, tasks).
+        center: interquartile mean with its bootstrap interval; None without two seeds.
+        better: probability of improvement over the baseline with its interval.
+        gap: mean difference to the baseline with Welch's interval (one task only).
+        improved: runs that are better than their start with confidence.
+    """
+
+    name: str
+    values: Array
+    center: Estimate | None
+    better: Estimate | None
+    gap: Estimate | None = None
+    improved: int = 0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All figures of a study.
+
+    Attributes:
+        study: what was to be done.
+        finished: runs that are done, in the study's order.
+        missing: runs that are not, with the error of those that failed.
+        scales: of each task that has a finished run.
+        tasks: lines of each of those tasks.
+        overall: lines over all tasks, in normalised scores; empty if a task is missing or has no scale.
+        remarks: what to know before reading the figures.
+    """
+
+    study: Study
+    finished: list[Finished]
+    missing: list[tuple[Job, str]]
+    scales: dict[str, TaskScale]
+    tasks: dict[str, list[Line]]
+    overall: list[Line]
+    remarks: list[str]
+
+    def scores(self, contender: str) -> Array:
+        """Normalised scores (seeds, tasks) of the seeds that have finished on all tasks."""
+        return scores_of(self.finished, self.study, self.scales, contender)
+
+
+def summarize(study: Study, out: Path) -> Summary:
+    """The figures of a study, finished or not.
+
+    Raises:
+        RunDirectoryError: if a run is damaged.
+    """
+    finished, missing = [], []
+    for seed, task, contender in study.grid():
+        job = study.job(out, task, contender, seed)
+        if job.finished:
+            finished.append(Finished(task.name, contender.name, seed, job.path, Run.open(job.path).read_result()))
+        else:
+            missing.append((job, job.error))
+    known = [task for task in study.tasks if any(run.task == task.name for run in finished)]
+    scales = {task.name: _scale(task, [run for run in finished if run.task == task.name]) for task in known}
+    tasks = {task.name: _lines(study, [run for run in finished if run.task == task.name]) for task in known}
+    overall: list[Line] = []
+    if len(known) == len(study.tasks) and all(scale.usable for scale in scales.values()):
+        overall = _overall(study, finished, scales)
+    return Summary(study, finished, missing, scales, tasks, overall, _remarks(study, finished, missing, overall))
+
+
+def scores_of(finished: Sequence[Finished], study: Study, scales: dict[str, TaskScale], contender: str) -> Array:
+    """Normalised scores (seeds, tasks) of the seeds with which a contender has finished on all tasks."""
+    found = {(run.task, run.seed): run.score for run in finished if run.contender == contender}
+    names = [task.name for task in study.tasks]
+    seeds = [seed for seed in study.seeds if all((name, seed) in found for name in names)]
+    columns = [
+        normalize(np.array([found[name, seed] for seed in seeds]), scales[name].start, scales[name].reference)
+        for name in names
+    ]
+    return np.stack(columns, axis=1)
+
+
+def _scale(task: StudyTask, runs: Sequence[Finished]) -> TaskScale:
+    starts = {run.seed: float(run.result["return"]["start"]["mean"]) for run in runs}
+    start = float(np.mean(list(starts.values())))
+    if task.reference is not None:
+        return TaskScale(task.name, start, task.reference, "given in the study")
+    means = {name: float(np.mean([run.score for run in runs if run.contender == name]))
+             for name in dict.fromkeys(run.contender for run in runs)}  # fmt: skip
+    best = max(means, key=lambda name: means[name])
+    return TaskScale(task.name, start, means[best], f"the best mean in this study, of {best}")
+
+
+def _lines(study: Study, runs: Sequence[Finished]) -> list[Line]:
+    values = {c.name: _values(runs, c) for c in study.contenders}
+    base = values[study.baseline]
+    lines = []
+    for name, own in values.items():
+        if not len(own):
+            continue
+        center, better, gap = _center(own[:, None]), None, None
+        if name != study.baseline and min(len(own), len(base)) >= 2:
+            gap = difference_interval(own.tolist(), base.tolist())
+            better = _better(own[:, None], base[:, None])
+        improved = sum(bool(run.result["improved"]) for run in runs if run.contender == name)
+        lines.append(Line(name, own, center, better, gap, improved))
+    return lines
+
+
+def _values(runs: Sequence[Finished], contender: Contender) -> Array:
+    return np.array([run.score for run in runs if run.contender == contender.name])
+
+
+def _overall(study: Study, finished: Sequence[Finished], scales: dict[str, TaskScale]) -> list[Line]:
+    tables = {c.name: scores_of(finished, study, scales, c.name) for c in study.contenders}
+    base = tables[study.baseline]
+    lines = []
+    for name, table in tables.items():
+        if not len(table):
+            continue
+        better = _better(table, base) if name != study.baseline and min(len(table), len(base)) >= 2 else None
+        lines.append(Line(name, table, _center(table), better))
+    return lines
+
+
+def _center(table: Array) -> Estimate | None:
+    if len(table) < 2:
+        return None
+    return stratified_bootstrap(interquartile_mean, table, rng=np.random.default_rng(SEED))
+
+
+def _better(table: Array, base: Array) -> Estimate:
+    return stratified_bootstrap(probability_of_improvement, table, base, rng=np.random.default_rng(SEED))
+
+
+def _remarks(
+    study: Study, finished: Sequence[Finished], missing: Sequence[tuple[Job, str]], overall: Sequence[Line]
+) -> list[str]:
+    remarks = []
+    failed = sum(bool(error) for _, error in missing)
+    if missing:
+        remarks.append(
+            f"{len(missing)} of {len(missing) + len(finished)} runs are missing, {failed} of them failed: the figures "
+            "are of those that finished. Repeat `ultra study` to do the rest."
+        )
+    counts = Counter((run.task, run.contender) for run in finished)
+    remark = interval_remark(min(counts.values())) if counts else ""
+    if remark:
+        remarks.append(remark)
+    if finished and not overall:
+        remarks.append(
+            "There are no scores over all tasks: a task has no finished run, or a reference below its start."
+        )
+    versions = {tuple(sorted(run.result["versions"].items())) for run in finished}
+    if len(versions) > 1:
+        remarks.append(f"The runs were made with {len(versions)} different sets of versions: see runs.json.")
+    return remarks

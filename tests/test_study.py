@@ -1,0 +1,405 @@
+"""Studies on this machine: files that are checked, runs that fail, are killed and go on, and their report."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ultra import study
+from ultra.api import refine, report
+from ultra.cli import run
+from ultra.config import METHODS, RefineConfig
+from ultra.errors import UltraError
+from ultra.permits import Permits, make_permits
+from ultra.records import record_from
+from ultra.studies.plan import Job, load_study, read_study, slug
+from ultra.studies.work import work
+from ultra.tasks import known_tasks
+
+PPO = {"environments": 4, "rollout_steps": 64, "minibatch": 64}
+SETTINGS = {"steps": 1500, "collect": {"episodes": 2}, "evaluate": {"episodes": 3}, "ppo": PPO}
+LONG = SETTINGS | {"steps": 60_000}
+
+
+def content(policy: Path, **changes: Any) -> dict[str, Any]:
+    """A study of CartPole whose runs take a second each."""
+    task = {"policy": str(policy), "reference": 500}
+    return {"tasks": {"CartPole-v1": task}, "methods": ["ppo"], "seeds": [0, 1], "settings": SETTINGS} | changes
+
+
+def write(path: Path, value: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(value))
+    return path
+
+
+def result(out: Path, name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((out / "runs" / name / "result.json").read_text())
+    return loaded
+
+
+def begin(file: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+    """`ultra study` in a process group of its own."""
+    command = [sys.executable, "-c", "from ultra.cli import main; main()"]
+    command += ["study", str(file), "--out", str(out), "--quiet", "--jobs", "1", *options]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def await_text(path: Path, text: str, process: subprocess.Popen[str], seconds: float = 90) -> None:
+    until = time.time() + seconds
+    while not path.exists() or text not in path.read_text():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.time() < until, f"{path} did not come to say {text!r}"
+        time.sleep(0.05)
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-A", "-o", "pid=", "-o", "ppid="], capture_output=True, text=True, check=True)
+    pairs = [line.split() for line in found.stdout.splitlines()]
+    return [int(child) for child, parent in pairs if int(parent) == pid]
+
+
+def command_of(pid: int) -> str:
+    """The command line of a process; empty once it has ended."""
+    found = subprocess.run(
+        ["ps", "-ww", "-o", "stat=", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    return "" if found.stdout.startswith("Z") else found.stdout.strip()
+
+
+# Records from plain values
+
+
+def test_settings_keep_their_types() -> None:
+    config = record_from(RefineConfig, {"task": "hopper", "ppo": {"learning_rate": "1e-5", "gamma": 1}, "steps": 5})
+    assert config.ppo.learning_rate == 1e-5  # YAML reads it as text
+    assert (config.ppo.gamma, type(config.ppo.gamma)) == (1.0, float)
+    assert config.ppo.environments == 32
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"task": "hopper", "step": 5}, "unknown setting 'step': did you mean 'steps'?"),
+        ({"task": "hopper", "ppo": {"gama": 1}}, "unknown setting 'ppo.gama': did you mean 'gamma'?"),
+        ({"task": "hopper", "steps": "many"}, "steps is 'many', but must be a whole number"),
+        ({"task": "hopper", "steps": True}, "steps is True, but must be a whole number"),
+        ({"task": "hopper", "method": "pppo"}, "method is 'pppo': did you mean 'ppo'?"),
+        ({"task": "hopper", "ppo": 3}, "ppo must hold settings by name, not 3"),
+        ({}, "setting 'task' is missing"),
+    ],
+)
+def test_errors_in_settings_say_where_and_what(value: dict[str, Any], message: str) -> None:
+    with pytest.raises(UltraError, match=re.escape(message)):
+        record_from(RefineConfig, value)
+
+
+# Study files
+
+
+def test_methods_without_advice_are_not_multiplied_by_analysts() -> None:
+    analysts = {"search": None, "control": {"analyst": "random"}}
+    value = {"tasks": ["hopper", "pong"], "methods": ["none", "ppo", "ultra-a"], "analysts": analysts, "seeds": [3, 5]}
+    plan = read_study(value, "s")
+    assert [contender.name for contender in plan.contenders] == ["none", "ppo", "ultra-a (search)", "ultra-a (control)"]
+    jobs = plan.refinements(Path("out"))
+    assert len(jobs) == 2 * 4 * 2
+    assert [job.name for job in jobs[:3]] == ["hopper-none-3", "hopper-ppo-3", "hopper-ultra_a-search-3"]
+    assert [job.config.seed for job in jobs] == [3] * 8 + [5] * 8
+    control = jobs[3].config
+    assert isinstance(control, RefineConfig)
+    assert (control.method, control.analyst, control.workers) == ("ultra-a", "random", 1)
+
+
+def test_settings_of_the_closer_part_take_precedence() -> None:
+    value = {
+        "tasks": {"hopper": {"settings": {"steps": 2, "ppo": {"gamma": 0.5}}}},
+        "methods": {"ppo": None, "slow": {"method": "ppo", "settings": {"ppo": {"learning_rate": 1e-5}}}},
+        "settings": {"steps": 1, "ppo": {"entropy": 0.1, "gamma": 0.9}},
+    }
+    ppo, slow = (job.config for job in read_study(value, "s").refinements(Path("out"))[:2])
+    assert isinstance(slow, RefineConfig)
+    assert slow.steps == 2
+    assert (slow.ppo.entropy, slow.ppo.gamma, slow.ppo.learning_rate) == (0.1, 0.5, 1e-5)
+    assert ppo.ppo.learning_rate == 3e-4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": [1]}, "unknown setting 'seed': did you mean 'seeds'?"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"seeds": [1, 1]}, "seeds has 1 twice"),
+        ({"seeds": 3}, "seeds is 3, but must be a list"),
+        ({"methods": "ppo"}, "methods is 'ppo', but must be a list of names"),
+        ({"methods": ["ppq"]}, "method is 'ppq': did you mean 'ppo'?"),
+        ({"methods": {"ppo": {"setings": {}}}}, "unknown setting 'methods.ppo.setings': did you mean 'settings'?"),
+        ({"methods": {"ppo": 3}}, "methods.ppo must hold settings by name, not 3"),
+        ({"tasks": {"hopper": {"settings": {"ppo": {"gama": 1}}}}}, "'tasks.hopper.settings.ppo.gama'"),
+        ({"settings": {"seed": 1}}, "settings.seed cannot be set"),
+        ({"settings": {"steps": 0}}, "--steps is 0"),
+        ({"baseline": "pp"}, "baseline 'pp' is not in the study: did you mean 'ppo'?"),
+        ({"methods": ["ultra-a"], "analysts": [], "baseline": "ultra-a"}, "analysts is empty"),
+        ({"cores": 0}, "cores is 0"),
+    ],
+)
+def test_a_wrong_study_is_one_line_that_says_how_to_mend_it(
+    changes: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "s.yaml", {"tasks": ["hopper"], "methods": ["ppo"]} | changes)
+    assert run(["study", str(file), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": {"hoper": {"policy": "shipped:hopper"}}}, "unknown task 'hoper': did you mean hopper"),
+        ({"tasks": {"CartPole-v1": None}}, "no policy ships for 'CartPole-v1'"),
+        ({"tasks": {"CartPole-v1": {"policy": "nowhere"}}}, "nowhere"),
+        ({"tasks": {"hopper": {"policy": "shipped:pong"}}}, "was it trained on another task?"),
+        ({"methods": ["ppo", "ultra-a"], "analysts": ["serch"]}, "unknown analyst 'serch': did you mean search?"),
+    ],
+)
+def test_what_cannot_work_is_found_before_anything_runs(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "s.yaml", {"tasks": ["hopper"], "methods": ["ppo"]} | changes)
+    with pytest.raises(UltraError, match=re.escape(message)):
+        study(file, tmp_path / "out")
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "studies").glob("*.yaml")), ids=lambda f: f.stem)
+def test_the_shipped_studies_are_good(file: Path) -> None:
+    missing = set(yaml.safe_load(file.read_text())["methods"]) - set(METHODS)
+    if missing:
+        pytest.skip(f"this version has no method {', '.join(sorted(missing))}")
+    plan = load_study(file)
+    assert {task.environment for task in plan.tasks} <= set(known_tasks())
+    assert all(task.reference for task in plan.tasks)
+
+
+def test_names_become_directories() -> None:
+    assert slug("llm:openai/gpt-5 (mini)") == "llm_openai_gpt_5_mini"
+    assert slug("../..") == "_"
+
+
+# Running
+
+
+def test_a_study_runs_fails_in_part_and_goes_on(
+    policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One run fails; the others and the report do not mind, and once the cause is mended only it is done again."""
+    analysts = {"random": {"settings": {"guidance": {"trust": "all"}}}, "gone": {"analyst": "recorded:answers.jsonl"}}
+    value = content(policy, methods=["ppo", "ultra-r"], analysts=analysts, seeds=[0])
+    file, out = write(tmp_path / "s.yaml", value), tmp_path / "out"
+    assert run(["study", str(file), "--out", str(out), "--quiet", "--jobs", "1"]) == 1
+    printed = capsys.readouterr()
+    failed = out / "runs" / "CartPole_v1-ultra_r-gone-0"
+    error = (failed / "error.txt").read_text().strip()
+    assert "\n" not in error
+    assert "answers.jsonl" in error
+    assert f"failed: {error}" in printed.err
+    assert "[3/3]" in printed.err
+    assert "Traceback" in (out / "logs" / "CartPole_v1-ultra_r-gone-0.txt").read_text()
+    table = (out / "report" / "table.md").read_text()
+    assert error in table
+    assert "1 of 3 runs are missing, 1 of them failed" in table
+
+    good = [result(out, f"CartPole_v1-{name}-0") for name in ("ppo", "ultra_r-random")]
+    stamp = (out / "runs" / "CartPole_v1-ppo-0" / "result.json").stat().st_mtime_ns
+    del value["analysts"]["gone"]
+    outcome = study(write(file, value), out, jobs=1)
+    assert (outcome.done, outcome.failed) == (2, {})
+    assert [result(out, f"CartPole_v1-{name}-0") for name in ("ppo", "ultra_r-random")] == good
+    assert (out / "runs" / "CartPole_v1-ppo-0" / "result.json").stat().st_mtime_ns == stamp
+
+
+def test_a_failed_run_is_tried_again(policy: Path, tmp_path: Path) -> None:
+    file, out = write(tmp_path / "s.yaml", content(policy, seeds=[0])), tmp_path / "out"
+    run_directory = out / "runs" / "CartPole_v1-ppo-0"
+    study(file, out, jobs=1)
+    whole = result(out, "CartPole_v1-ppo-0")
+    for path in sorted(run_directory.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    (run_directory / "error.txt").write_text("the disk was full\n")
+    assert study(file, out, jobs=1).done == 1
+    assert result(out, "CartPole_v1-ppo-0") == whole
+    assert not (run_directory / "error.txt").exists()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The result of a longer run, made in one go in this process."""
+    path = tmp_path_factory.mktemp("uninterrupted")
+    config = record_from(
+        RefineConfig, {"task": "CartPole-v1", "policy": str(policy), "method": "ppo", "workers": 1} | LONG
+    )
+    loaded: dict[str, Any] = json.loads(json.dumps(refine(config, path / "run")))
+    return loaded
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_study_goes_on_to_the_same_results(
+    policy: Path, tmp_path: Path, number: int, uninterrupted: dict[str, Any]
+) -> None:
+    """Ctrl-C ends the runs; when the study is killed outright, they end by themselves."""
+    file, out = write(tmp_path / "s.yaml", content(policy, seeds=[0], settings=LONG)), tmp_path / "out"
+    run_directory = out / "runs" / "CartPole_v1-ppo-0"
+    process = begin(file, out)
+    await_text(run_directory / "progress.json", "return", process)
+    own = [pid for pid in children(process.pid) if "spawn_main" in command_of(pid)]
+    assert len(own) == 1, [command_of(pid) for pid in children(process.pid)]
+    os.kill(process.pid, number)
+    status = process.wait(timeout=30)
+    assert status == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    until = time.time() + 20
+    while command_of(own[0]):
+        assert time.time() < until, "the run outlives its study"
+        time.sleep(0.1)
+    assert (run_directory / "round-1" / "checkpoint.npz").exists()
+    assert not (run_directory / "result.json").exists()
+    assert study(file, out, jobs=1).done == 1
+    assert result(out, "CartPole_v1-ppo-0") == uninterrupted
+
+
+def test_a_study_that_changed_its_runs_needs_another_directory(policy: Path, tmp_path: Path) -> None:
+    file, out = (
+        write(tmp_path / "s.yaml", content(policy, seeds=[0], methods=["none"], baseline="none")),
+        tmp_path / "o",
+    )
+    study(file, out, jobs=1)
+    changed = content(policy, seeds=[0], methods=["none"], baseline="none", settings=SETTINGS | {"steps": 1600})
+    with pytest.raises(UltraError, match="there steps is 1500, here 1600"):
+        study(write(file, changed), out, jobs=1)
+    other = content(policy, seeds=[0], methods=["none"], baseline="none")
+    other["tasks"]["CartPole-v1"]["policy"] = "elsewhere"
+    with pytest.raises(UltraError, match="another task, policy or training"):
+        study(write(file, other), out, jobs=1)
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "file").touch()
+    with pytest.raises(UltraError, match="exists and is not a study"):
+        study(file, tmp_path / "else")
+
+
+def test_a_second_study_in_the_same_directory_is_turned_away(policy: Path, tmp_path: Path) -> None:
+    from ultra.permits import hold_file
+
+    file, out = write(tmp_path / "s.yaml", content(policy)), tmp_path / "out"
+    out.mkdir()
+    with hold_file(out / "lock"), pytest.raises(UltraError, match="another `ultra study` is at work"):
+        study(file, out)
+
+
+def test_a_run_on_a_machine_without_the_directory_says_so(tmp_path: Path) -> None:
+    job = Job("x", tmp_path / "runs" / "x", tmp_path / "logs" / "x.txt", RefineConfig("hopper"))
+    assert "is not visible on this machine" in work(job)
+
+
+def test_what_language_models_may_cost_is_said_before_they_are_asked(
+    policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ultra.progress import Reporter
+    from ultra.studies.display import Display
+
+    value = content(policy, methods=["ppo", "ultra-a"], analysts=["llm:openai/gpt-5", "search"])
+    Display(Reporter(quiet=True)).expect(read_study(value, "s").refinements(Path("out")))
+    assert "2 of them ask a language model and may spend $10.00 in all" in capsys.readouterr().err
+
+
+def test_the_live_table_shows_what_is_done_failed_and_under_way(policy: Path, tmp_path: Path) -> None:
+    from rich.console import Console
+
+    from ultra.studies.display import Display
+
+    jobs = read_study(content(policy, seeds=[0, 1, 2]), "s").refinements(tmp_path)
+    display = Display(None)
+    display.expect(jobs)
+    display.ended(jobs[0], "no [space] left")
+    jobs[1].path.mkdir(parents=True)
+    progress = {"stage": "train", "steps": 512, "total": 1500, "rate": 1234.5, "remark": "return 9.3"}
+    (jobs[1].path / "progress.json").write_text(json.dumps(progress))
+    console = Console(width=120, record=True, quiet=False, file=(tmp_path / "screen").open("w"))
+    console.print(display._table())
+    text = console.export_text()
+    assert re.search(r"CartPole_v1-ppo-0 +failed +no \[space\] left", text)
+    assert re.search(r"CartPole_v1-ppo-1 +train +512/1,500 +1,234 +return 9.3", text)
+    assert "0 of 3 done, 1 under way, 1 failed" in text
+
+
+# Starting policies, and the report
+
+
+def test_a_study_trains_its_starting_policies_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = {"train": {"steps": 1000, "ppo": PPO}, "reference": 500}
+    value = content(tmp_path, tasks={"<b>Cart</b>": {"task": "CartPole-v1", **task}})
+    value |= {"methods": {"a|b": {"method": "ppo"}}, "baseline": "a|b"}
+    file, out = write(tmp_path / "s.yaml", value), tmp_path / "out"
+    assert run(["study", str(file), "--out", str(out), "--quiet", "--jobs", "1"]) == 0
+    assert run(["report", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "0 is the starting policy's" in printed
+    assert "1 is 500.0 (given in the study)" in printed
+    assert "2 seeds are too few" in printed
+    folder = report(out, tmp_path / "elsewhere")
+    lines = (folder / "runs.csv").read_text().splitlines()
+    assert len(lines) == 3
+    runs = json.loads((folder / "runs.json").read_text())
+    assert [entry["seed"] for entry in runs["runs"]] == [0, 1]
+    name = "b_Cart_b"
+    for picture in (folder / f"curves-{name}.png", folder / "profiles.png"):
+        assert picture.read_bytes()[:4] == b"\x89PNG"
+    html = (folder / "report.html").read_text()
+    assert "<b>Cart" not in html
+    assert "&lt;b&gt;Cart" in html
+    assert not re.search(r"(src|href)=\"(?!data:)", html)
+    assert html.count("data:image/png;base64,") == 2
+    assert "| a\\|b | " in printed
+
+
+def test_a_report_before_any_run_says_so(tmp_path: Path, policy: Path) -> None:
+    from ultra.studies.runner import prepare
+
+    out = tmp_path / "out"
+    out.mkdir()
+    prepare(load_study(write(tmp_path / "s.yaml", content(policy))), tmp_path, out)
+    with pytest.raises(UltraError, match="has no finished run yet"):
+        report(out)
+
+
+# Requests to language models, over all runs
+
+
+def test_permits_bound_what_processes_do_together(tmp_path: Path) -> None:
+    make_permits(tmp_path / "p", 5)
+    make_permits(tmp_path / "p", 2)
+    under_way = most = 0
+
+    async def one(permits: Permits) -> None:
+        nonlocal under_way, most
+        async with permits.hold():
+            under_way += 1
+            most = max(most, under_way)
+            await asyncio.sleep(0.05)
+            under_way -= 1
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(one(Permits(tmp_path / "p")) for _ in range(7)), one(Permits(tmp_path / "p")))
+
+    asyncio.run(all_of_them())
+    assert most == 2
+    with pytest.raises(UltraError, match="there are no permits"):
+        asyncio.run(one(Permits(tmp_path / "nothing")))

@@ -1,0 +1,85 @@
+"""A study on a Ray cluster of two nodes, one of which dies in the middle."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ultra import study
+from ultra.api import report
+
+ray: Any = pytest.importorskip("ray", reason="needs the extra `ray` (make install-ray)")
+
+PPO = {"environments": 4, "rollout_steps": 64, "minibatch": 64}
+SETTINGS = {"steps": 60_000, "evaluate": {"episodes": 3}, "ppo": PPO}
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A head without room for runs; nodes are added by the test."""
+    from ray.cluster_utils import Cluster
+
+    made: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80_000_000})
+    ray.init(address=made.address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+def attempts(run: Path) -> list[dict[str, Any]]:
+    path = run / "attempts.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_every_run_is_done_once_although_a_node_dies(cluster: Any, policy: Path, tmp_path: Path) -> None:
+    value = {
+        "tasks": {"CartPole-v1": {"policy": str(policy), "reference": 500}},
+        "methods": ["ppo"],
+        "seeds": [0, 1, 2],
+        "settings": SETTINGS,
+    }
+    file, out = tmp_path / "s.yaml", tmp_path / "out"
+    file.write_text(yaml.safe_dump(value))
+    nodes = [cluster.add_node(num_cpus=1, object_store_memory=80_000_000) for _ in range(2)]
+    cluster.wait_for_nodes()
+    runs = [out / "runs" / f"CartPole_v1-ppo-{seed}" for seed in (0, 1, 2)]
+    killed: list[float] = []
+
+    def kill_a_node() -> None:
+        """Once both nodes are training."""
+        until = time.time() + 120
+        while sum("return" in read(run / "progress.json") for run in runs) < 2 and time.time() < until:
+            time.sleep(0.05)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        killed.append(time.time())
+
+    killer = threading.Thread(target=kill_a_node)
+    killer.start()
+    outcome = study(file, out, on="ray")
+    killer.join()
+    assert (outcome.done, outcome.failed) == (3, {})
+    tried = [attempts(run) for run in runs]
+    assert [len(entries) for entries in tried] == [1, 1, 1]  # what was killed has left no line
+    assert sum(entries[0]["began"] > killed[0] for entries in tried) >= 2  # the third run, and the one that was killed
+    table = json.loads((report(out) / "runs.json").read_text())
+    assert [entry["seed"] for entry in table["runs"]] == [0, 1, 2]
+    assert table["missing"] == []
+    for entry in table["runs"]:
+        assert entry["budget"]["used"] <= 60_000
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
