@@ -1,4 +1,4 @@
-"""Small collected runs for tests of analysts that read: CartPole, whose card is derived."""
+"""Small collected runs for tests of analysts that read: CartPole, whose card ships."""
 
 from __future__ import annotations
 

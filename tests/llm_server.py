@@ -63,7 +63,7 @@ def good_content(request: Request) -> dict[str, Any]:
             "critical_states": [{"t": t, "importance": 0.5, "explanation": f"at {t} it leaned"} for t in (2, 4)],
         }
     times = [int(t) for t in re.findall(r"## t = (\d+):", request.text)]
-    name = "control0" if "control0" in request.text else "action1"
+    name = "control0" if "control0" in request.text else "push_right"
     segment = {"change": {name: 0.5}, "steps": 2} if name == "control0" else {"action": name, "steps": 2}
     return {
         "reasoning": "Push.",
@@ -71,7 +71,7 @@ def good_content(request: Request) -> dict[str, Any]:
             {"t": t, "plan": [segment], "reward_follow": 0.5, "reward_taken": -0.5, "explanation": "push right"}
             for t in times
         ],
-        "rules": [{"guard": "x2 > 0.05", "plan": [segment], "reward": 0.2, "explanation": "it leans right"}],
+        "rules": [{"guard": "pole_angle > 0.05", "plan": [segment], "reward": 0.2, "explanation": "it leans right"}],
     }
 
 

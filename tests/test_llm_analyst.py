@@ -49,7 +49,7 @@ def test_a_good_model_gives_states_advice_and_rules_and_a_second_run_buys_nothin
         assert {(state.episode, state.t) for state in states} == {(e, t) for e in range(3) for t in (2, 4)}
         assert len(advice) == 6
         assert advice[0].source == "llm:local/tiny"
-        assert [rule.guard for rule in load_rules(folder / "rules.jsonl")] == ["x2 > 0.05"]
+        assert [rule.guard for rule in load_rules(folder / "rules.jsonl")] == ["pole_angle > 0.05"]
         assert len(server.requests) == 6
         assert all(row.state == "answered" and row.valid and row.input_tokens == 1000 for row in rows(run))
         again = annotate(local(collected, tmp_path / "b", server))

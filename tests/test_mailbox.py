@@ -29,7 +29,7 @@ while time.time() < end:
             found = {"reasoning": "", "critical_states": [{"t": 2, "importance": 0.9, "explanation": "it leans"}]}
         else:
             t = 2 if "again" in prompt.name else 99
-            found = {"reasoning": "", "advice": [{"t": t, "plan": {"action": "action1", "hold": 3},
+            found = {"reasoning": "", "advice": [{"t": t, "plan": {"action": "push_right", "hold": 3},
                      "reward_follow": 0.5, "reward_taken": -0.5, "explanation": "push"}], "rules": []}
         content = "Certainly!\n\n```json\n" + json.dumps(found, indent=1) + "\n```\nAnything else?"
         with answer.open("w") as file:

@@ -201,7 +201,7 @@ def test_a_second_round_goes_on_from_the_first_ones_policy(tmp_path: Path) -> No
     result = api.refine(config, path)
     check_result(config, result, path)
     done = Run.open(path).done
-    assert list(done) == [f"round-{number}/{stage}" for number in (1, 2) for stage in STAGES] + ["evaluate"]
+    assert list(done) == ["start"] + [f"round-{number}/{stage}" for number in (1, 2) for stage in STAGES] + ["evaluate"]
     assert 800 - config.ppo.samples < done["round-1/finetune"]["used"] <= 800
     assert 1600 - config.ppo.samples < done["round-2/finetune"]["used"] <= 1600
     advice = [load_advice(path / f"round-{number}" / "verified.jsonl") for number in (1, 2)]
@@ -284,7 +284,7 @@ def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, call: int) ->
         pytest.param(pipeline, "collect", 1, id="collecting"),
         pytest.param(pipeline, "verify", 1, id="verifying"),
         pytest.param(pipeline, "train", 1, id="after training"),
-        pytest.param(pipeline, "evaluate", 2, id="evaluating"),
+        pytest.param(pipeline, "evaluate", 1, id="evaluating"),
     ],
 )
 def test_an_interrupted_refinement_goes_on_as_if_nothing_had_happened(

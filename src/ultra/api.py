@@ -19,6 +19,7 @@ from ultra.evaluation import evaluation_seeds
 from ultra.fidelity import Fidelity, importance_of_states
 from ultra.fidelity import fidelity as score_fidelity
 from ultra.files import write_json
+from ultra.opening import open_policy
 from ultra.pipeline import Refinement
 from ultra.policy import Policy, load_policy
 from ultra.progress import Reporter
@@ -65,7 +66,7 @@ def evaluate(
     policy: Policy | PathLike, task: Task | str, episodes: int = 20, seed: int = 0, workers: int = 0
 ) -> Estimate:
     """Play episodes in Gymnasium's own environment; returns the mean return with its 95% interval."""
-    loaded = policy if isinstance(policy, Policy) else load_policy(policy)
+    loaded = policy if isinstance(policy, Policy) else open_policy(policy).policy
     task = get_task(task) if isinstance(task, str) else task
     estimate, _, _ = evaluate_policy(task, loaded, evaluation_seeds(seed, episodes), workers=workers)
     return estimate

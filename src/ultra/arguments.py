@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 from tyro.conf import Positional
 
-from ultra.config import LLMConfig, RefineConfig, TrainConfig
+from ultra.config import EnvironmentConfig, LLMConfig, RefineConfig, TrainConfig
 
 Settings = TypeVar("Settings", RefineConfig, TrainConfig)
 
@@ -78,7 +78,7 @@ class EvaluateArguments:
     """Score a policy: whole episodes in Gymnasium's own environment, most likely actions."""
 
     policy: Positional[Path]
-    """Directory of the policy."""
+    """Directory of the policy, or a zip of Stable-Baselines3 (PPO or A2C)."""
     task: str
     """A known task (`ultra tasks`) or a Gymnasium id."""
     episodes: int = 20
@@ -93,6 +93,45 @@ class EvaluateArguments:
     """Processes; 0 uses all cores."""
     json: bool = False
     """Print one JSON object."""
+    vecnormalize: str = ""
+    """VecNormalize statistics of a zip; by default they are looked for beside it, under the usual names."""
+    trust_pickle: bool = False
+    """Run the pickle of the statistics, with whatever code it holds, if it cannot be read without."""
+    env: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+
+
+@dataclass(frozen=True)
+class ExportArguments:
+    """Write a policy as a zip of Stable-Baselines3 2.x, with VecNormalize statistics where it has any.
+
+    Example: ultra export runs/hopper/policy/best --task hopper --out hopper.zip
+    """
+
+    policy: Positional[Path]
+    """Directory of the policy, or a zip of Stable-Baselines3."""
+    task: str
+    """A known task (`ultra tasks`) or a Gymnasium id; its spaces are written into the zip."""
+    out: Path
+    """File to write; statistics go beside it, as NAME_vecnormalize.pkl."""
+    vecnormalize: str = ""
+    """VecNormalize statistics of a zip; by default they are looked for beside it, under the usual names."""
+    trust_pickle: bool = False
+    """Run the pickle of the statistics, with whatever code it holds, if it cannot be read without."""
+    env: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+
+
+@dataclass(frozen=True)
+class CardArguments:
+    """Describe an environment, as far as it can be derived, in a file to complete and give to --card.
+
+    Example: ultra card Ant-v5 --out ant.yaml
+    """
+
+    env_id: Positional[str]
+    """A known task (`ultra tasks`) or a Gymnasium id."""
+    out: Path | None = None
+    """File to write; by default the card is printed."""
+    env: EnvironmentConfig = field(default_factory=EnvironmentConfig)
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def _load(path: Path, learner: Learner, environments: Environments) -> list[Snap
     seen, reward_variance, reward_count = header["normalizer"]
     learner.policy = replace(
         learner.policy,
-        params=unflatten(params),
+        params=unflatten(params, learner.policy.params.get("form")),
         normalizer=replace(
             learner.policy.normalizer,
             mean=arrays["mean"],

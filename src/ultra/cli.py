@@ -29,6 +29,8 @@ Find out why a reinforcement-learning policy fails, and make it better.
   train        train a policy from scratch
   refine       refine a policy: collect, identify, advise, verify, fine-tune, evaluate
   evaluate     score a policy in Gymnasium's own environment
+  card         describe an environment, in a file to complete
+  export       write a policy as a zip of Stable-Baselines3
   report       tables, learning curves and an HTML page of a finished run or a study
   study        tasks x methods x analysts x seeds of a file, on this machine or a Ray cluster
 
@@ -97,6 +99,8 @@ def _verbs() -> dict[str, Callable[[list[str]], int]]:
         "collect": _collect,
         **stages,
         "evaluate": _evaluate,
+        "card": _of_verbs("card"),
+        "export": _of_verbs("export"),
         "report": _report,
         "fidelity": _fidelity,
         "study": _study,
@@ -296,10 +300,14 @@ def _evaluate(arguments: list[str]) -> int:
 
     options = _parse(EvaluateArguments, "evaluate", arguments)
     from ultra.api import evaluate
+    from ultra.opening import open_policy
     from ultra.pipeline import task_of
 
+    found = open_policy(options.policy, options.vecnormalize, trust_pickle=options.trust_pickle)
+    for warning in found.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     task = task_of(options)
-    estimate = evaluate(options.policy, task, options.episodes, options.seed, options.workers)
+    estimate = evaluate(found.policy, task, options.episodes, options.seed, options.workers)
     if task.note:
         print(f"{task.name}: {task.note}", file=sys.stderr)
     if options.json:
@@ -387,6 +395,18 @@ def _group(name: str) -> Callable[[list[str]], int]:
             raise UltraError(f"unknown verb {part!r}: one of {', '.join(known)}")
         kind, act = known[part]
         return act(_parse(kind, f"{name} {part}", rest))
+
+    return verb
+
+
+def _of_verbs(name: str) -> Callable[[list[str]], int]:
+    """A verb that `ultra.verbs` carries out."""
+
+    def verb(arguments: list[str]) -> int:
+        from ultra.verbs import VERBS
+
+        kind, act = VERBS[name]
+        return act(_parse(kind, name, arguments))
 
     return verb
 

@@ -281,13 +281,39 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class EnvironmentConfig:
+    """What a Gymnasium id does not say about an environment."""
+
+    card: Annotated[str, arg(aliases=["--card"])] = ""
+    """File that describes the environment; `ultra card ENV_ID` writes one to fill in."""
+    module: Annotated[str, arg(aliases=["--env-module"])] = ""
+    """Module, or .py file, that registers the environment with Gymnasium when it is imported."""
+    kwargs: Annotated[tuple[str, ...], arg(aliases=["--env-kwargs"])] = ()
+    """Arguments of the environment, each NAME=VALUE, the value written as in YAML."""
+
+    def __post_init__(self) -> None:
+        for item in self.kwargs:
+            name, separator, _ = item.partition("=")
+            _check(bool(separator) and name.isidentifier(), "env_kwargs", item, "NAME=VALUE")
+
+    def options(self) -> dict[str, object]:
+        """What was set, for the function that makes the task."""
+        values = {"card": self.card, "module": self.module, "kwargs": self.kwargs}
+        return {name: value for name, value in values.items() if value}
+
+
+@dataclass(frozen=True)
 class RefineConfig:
     """Everything that decides a refinement."""
 
     task: str
     """A known task (`ultra tasks`) or a Gymnasium id."""
     policy: str = ""
-    """Directory of the policy to refine."""
+    """The policy to refine: a directory that `ultra train` made, or a zip of Stable-Baselines3 (PPO or A2C)."""
+    vecnormalize: str = ""
+    """VecNormalize statistics of a zip; by default they are looked for beside it, under the usual names."""
+    trust_pickle: bool = False
+    """Run the pickle of the statistics, with whatever code it holds, if it cannot be read without."""
     method: Method = "ultra-ra"
     """`none` only evaluates; `ppo` fine-tunes plainly; `jsrl`, `statemask-r`, `rice` and `random` (states) are
     the methods compared with; `ultra-*` use advice on actions, rewards or both."""
@@ -307,6 +333,7 @@ class RefineConfig:
     """Distance in metres from which on sparse-* tasks reward each step; 0 is the task's default."""
     workers: int = 0
     """Cores for stepping environments; 0 uses all."""
+    env: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
     analyse: AnalyseConfig = field(default_factory=AnalyseConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)
@@ -345,5 +372,6 @@ class TrainConfig:
     """Distance in metres from which on sparse-* tasks reward each step; 0 is the task's default."""
     workers: int = 0
     """Cores for stepping environments; 0 uses all."""
+    env: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

@@ -42,11 +42,13 @@ from ultra.guidance.base import Guidance, NoGuidance
 from ultra.guidance.methods import STAGES as METHOD_STAGES
 from ultra.guidance.methods import STARTS, allowance_of, analysis_of, analyst_of, baseline
 from ultra.guidance.ultra import UltraGuidance
+from ultra.opening import open_policy
 from ultra.policy import Policy, check_fits, load_policy, save_policy
 from ultra.ppo import train
 from ultra.progress import Reporter, TrainingLog
 from ultra.run import STAGES, Run, versions
 from ultra.simulate import Habit
+from ultra.starting import Start, load_start, measure_start
 from ultra.statistics import difference_interval
 from ultra.tasks import Task, get_task
 from ultra.tasks.batch import Batch
@@ -78,11 +80,16 @@ class Refinement:
         if not (path / "policy" / "start" / "policy.json").exists():
             task = task_of(config)
             if not config.policy:
-                raise UltraError("which policy? Give --policy DIR (`ultra train` makes one)")
-            policy = load_policy(config.policy)
-            check_fits(policy, task.name, task.observation_size, task.action_space)
+                raise UltraError("which policy? Give --policy DIR (`ultra train` makes one) or a Stable-Baselines3 zip")
+            found = open_policy(config.policy, config.vecnormalize, trust_pickle=config.trust_pickle)
+            check_fits(found.policy, task.name, task.observation_size, task.action_space)
+            check_snapshots(task, config.method)
             run = Run.start(path, "refine", config)
-            save_policy(policy, path / "policy" / "start", {"copied_from": config.policy})
+            for line in (*found.notes, *(f"warning: {warning}" for warning in found.warnings)):
+                reporter.say(line)
+            if task.snapshots in ("replay", "remake"):
+                reporter.say(f"{task.name} cannot be saved: its states are brought back by replaying actions (slower)")
+            save_policy(found.policy, path / "policy" / "start", {"copied_from": config.policy})
             return cls(run, reporter)
         return cls(Run.start(path, "refine", config), reporter)
 
@@ -92,6 +99,7 @@ class Refinement:
         """Run every stage that is not done yet, then evaluate; returns the contents of `result.json`."""
         if self.task.note:
             self.reporter.say(f"task      {self.task.name}: {self.task.note}")
+        self.measure_start()
         for number in range(1, self.config.rounds + 1):
             for stage in METHOD_STAGES[self.config.method]:
                 self.run_stage(stage, number)
@@ -109,6 +117,7 @@ class Refinement:
         needed = self._before(stage, number)
         if needed is not None:
             self.run.require(needed, f"ultra {needed.split('/')[1]} {self.run.path}")
+        self.measure_start()
         # A stage that was interrupted begins anew, and so does its part of the budget.
         self.budget = self.run.budget()
         stages: dict[str, Callable[[int], None]] = {
@@ -128,6 +137,22 @@ class Refinement:
             raise UltraError(f"method {self.config.method!r} has no stage {stage!r}")
         place = order.index(name)
         return order[place - 1] if place else None
+
+    def measure_start(self) -> Start:
+        """The starting return, which is measured and shown before anything else."""
+        path = self.run.path / "start.json"
+        if not self.run.finished("start"):
+            self.budget = self.run.budget()
+            seeds = evaluation_seeds(self.config.seed, self.config.evaluate.episodes)
+            self.reporter.say(f"start     {len(seeds)} episodes of the starting policy, in Gymnasium's own environment")
+            start = measure_start(self.task, self._policy(1), seeds, self.config.workers)
+            start.save(path)
+            self.budget.evaluation += start.steps
+            self.run.complete("start", self.budget)
+            self.reporter.say(f"          return {start.estimate} (mean and 95% interval)")
+            if start.warning:
+                self.reporter.say(f"warning: {start.warning}")
+        return load_start(path)
 
     # -- stages --------------------------------------------------------------------------------
 
@@ -283,19 +308,18 @@ class Refinement:
         """Compare the starting policy and the last one on fresh seeds; keep the better; write the result."""
         if self.run.finished("evaluate"):
             return self.run.read_result()
+        measured = self.measure_start()
         self.budget = self.run.budget()
         config, folder = self.config, self.run.path / "policy"
         seeds = evaluation_seeds(config.seed, config.evaluate.episodes)
-        self.reporter.say(f"evaluate  {len(seeds)} episodes for each policy, in Gymnasium's own environment")
-        start = load_policy(folder / "start")
-        start_estimate, start_returns, steps = evaluate(self.task, start, seeds, workers=config.workers)
-        self.budget.evaluation += steps
-        last, last_estimate, last_returns = start, start_estimate, start_returns
+        start, start_estimate, start_returns = load_policy(folder / "start"), measured.estimate, measured.returns
+        last, last_estimate, last_returns = start, start_estimate, np.array(start_returns)
         if METHOD_STAGES[config.method]:
+            self.reporter.say(f"evaluate  {len(seeds)} episodes of the refined policy, in Gymnasium's own environment")
             last = self._policy(config.rounds + 1)
             last_estimate, last_returns, steps = evaluate(self.task, last, seeds, workers=config.workers)
             self.budget.evaluation += steps
-        gain = difference_interval(last_returns.tolist(), start_returns.tolist())
+        gain = difference_interval(last_returns.tolist(), start_returns)
         improved = gain.low > 0
         save_policy(last, folder / "last")
         save_policy(last if improved else start, folder / "best")
@@ -311,7 +335,7 @@ class Refinement:
                 "best": (last_estimate if improved else start_estimate).as_dict(),
                 "gain": {"mean": gain.mean, "ci95": [gain.low, gain.high]},
             },
-            "returns": {"start": start_returns.tolist(), "last": last_returns.tolist()},
+            "returns": {"start": list(start_returns), "last": last_returns.tolist()},
             "budget": self.budget.as_dict(),
             "audit": self.audit(),
             "llm": usage_of(self.run),
@@ -477,13 +501,20 @@ def _read_control(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def check_snapshots(task: Task, method: str) -> None:
+    """Check that a method which restores states can be used in a task.
+
+    Raises:
+        UltraError: if the environment does not repeat itself.
+    """
+    if task.snapshots == "none" and method not in ("none", "ppo", "jsrl"):
+        raise UltraError(
+            f"{task.name} does not repeat itself: the same seed and actions lead elsewhere, so advice cannot be tried; "
+            "use --method ppo, or draw all randomness from self.np_random (docs/own-environment.md)"
+        )
+
+
 def task_of(config: Any) -> Task:
     """The task of a configuration, with its options."""
     options = {name: getattr(config, name) for name in ("sticky", "threshold") if getattr(config, name)}
-    try:
-        return get_task(config.task, **options)
-    except TypeError as error:
-        given = " and ".join(f"--{name}" for name in options)
-        raise UltraError(
-            f"{config.task} takes no {given}: --sticky is for Atari tasks, --threshold for sparse-* tasks"
-        ) from error
+    return get_task(config.task, **options, **config.env.options())

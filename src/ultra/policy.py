@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -21,17 +21,28 @@ from ultra import networks
 from ultra.errors import PolicyError, UltraError
 from ultra.files import make_directory, write_atomically
 from ultra.networks import Image
-from ultra.spaces import Actions, ActionSpace, Continuous, Discrete, from_json, to_json
+from ultra.spaces import Actions, ActionSpace, Continuous, Discrete, from_json, mixing, to_json
 from ultra.tasks.batch import Observations
 from ultra.xla import keep_compiled_code
 
 keep_compiled_code()
 
 Params = dict[str, Any]
-"""Weights as a tree of arrays: `actor` and `critic` are lists of {w, b}; `log_std` for continuous actions,
-and `features` for images: a list of {w, b} that actor and critic share."""
+"""Weights as a tree of arrays: `actor` and `critic` are lists of {w, b}; `log_std` for continuous actions;
+`shared`, a list like them, where both begin with the same layers, and `features` likewise for images;
+`form` where the network is not the usual one."""
 
 FORMAT = 1
+EXTENDED_FORMAT = 2
+"""Of policies with what format 1 does not know: activations other than tanh, unlike or shared layers."""
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "elu": jax.nn.elu,
+    "silu": jax.nn.silu,
+    "leaky_relu": jax.nn.leaky_relu,
+}
+"""What may stand between the layers."""
 _STATISTICS = ("count", "reward_variance", "reward_count", "clip")
 """Numbers of a `Normalizer` that `policy.json` holds."""
 _LOG_2PI = float(np.log(2 * np.pi))
@@ -39,17 +50,34 @@ _LOG_2PI = float(np.log(2 * np.pi))
 
 @dataclass(frozen=True)
 class Architecture:
-    """Shape of a policy: separate actor and critic MLPs with tanh between the layers.
+    """Shape of a policy: actor and critic MLPs with an activation between the layers.
 
     Where observations are images, both look at the features of one convolutional network.
+
+    Attributes:
+        observation_size: entries of an observation.
+        action_space: what the actor chooses from.
+        hidden: widths of the actor's hidden layers.
+        image: height, width and channels where observations are images.
+        critic_hidden: widths of the critic's layers; None for the same as the actor's.
+        shared: widths of the layers with which both begin.
+        activation: one of `ACTIVATIONS`.
+
+    Raises:
+        UltraError: if the activation is unknown, or the image does not fit.
     """
 
     observation_size: int
     action_space: ActionSpace
     hidden: tuple[int, ...] = (64, 64)
     image: Image | None = None
+    critic_hidden: tuple[int, ...] | None = None
+    shared: tuple[int, ...] = ()
+    activation: str = "tanh"
 
     def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise PolicyError(f"unknown activation {self.activation!r}: known are {', '.join(ACTIVATIONS)}")
         if self.image is None:
             return
         height, width, channels = self.image
@@ -66,8 +94,39 @@ class Architecture:
 
     @property
     def inputs(self) -> int:
-        """Inputs of the actor's and the critic's first layers."""
+        """Inputs of the first fully connected layer."""
         return self.observation_size if self.image is None else networks.FEATURES
+
+    @property
+    def sizes(self) -> dict[str, list[int]]:
+        """Inputs, widths and outputs of each fully connected network by its name in the weights."""
+        trunk = [self.inputs, *self.shared]
+        critic = self.hidden if self.critic_hidden is None else self.critic_hidden
+        heads = {
+            "actor": [trunk[-1], *self.hidden, self.action_space.outputs],
+            "critic": [trunk[-1], *critic, 1],
+        }
+        return heads | ({"shared": trunk} if self.shared else {})
+
+    @property
+    def form(self) -> Form:
+        """What the weights alone do not say."""
+        parts = self.action_space.parts if isinstance(self.action_space, Discrete) else ()
+        return Form(self.activation, parts)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Form:
+    """What weights alone do not say of a network; it travels with them as a constant of compiled functions."""
+
+    activation: str = "tanh"
+    parts: tuple[int, ...] = ()
+    """Outputs for each part of an action of several choices."""
+
+    def entry(self) -> Params:
+        """The entry of the weights' tree that holds this; none for the usual form."""
+        return {} if self == Form() else {"form": self}
 
 
 @dataclass(frozen=True)
@@ -189,10 +248,9 @@ class Policy:
 def create_policy(architecture: Architecture, rng: np.random.Generator) -> Policy:
     """A fresh policy with orthogonal weights, as Stable-Baselines3 draws them."""
     space = architecture.action_space
-    params: Params = {
-        "actor": _layers(rng, architecture, space.size, last_gain=0.01),
-        "critic": _layers(rng, architecture, 1, last_gain=1.0),
-    }
+    gains = {"actor": 0.01, "critic": 1.0, "shared": float(np.sqrt(2))}
+    params: Params = {name: _layers(rng, sizes, gains[name]) for name, sizes in architecture.sizes.items()}
+    params |= architecture.form.entry()
     if isinstance(space, Continuous):
         params["log_std"] = jnp.asarray(np.zeros(space.size, np.float32))
     if architecture.image is not None:
@@ -200,15 +258,14 @@ def create_policy(architecture: Architecture, rng: np.random.Generator) -> Polic
     return Policy(architecture, params, Normalizer.identity(architecture.observation_size))
 
 
-def _layers(rng: np.random.Generator, architecture: Architecture, outputs: int, last_gain: float) -> list[Params]:
-    sizes = [architecture.inputs, *architecture.hidden, outputs]
-    gains = [float(np.sqrt(2))] * len(architecture.hidden) + [last_gain]
+def _layers(rng: np.random.Generator, sizes: list[int], last_gain: float) -> list[Params]:
+    gains = [float(np.sqrt(2))] * (len(sizes) - 2) + [last_gain]
     return [networks.orthogonal(rng, shape, gain) for shape, gain in zip(pairwise(sizes), gains, strict=True)]
 
 
-def _mlp(layers: list[Params], x: jax.Array) -> jax.Array:
+def _mlp(layers: list[Params], x: jax.Array, activation: Callable[[Any], Any]) -> jax.Array:
     for layer in layers[:-1]:
-        x = jnp.tanh(x @ layer["w"] + layer["b"])
+        x = activation(x @ layer["w"] + layer["b"])
     outputs: jax.Array = x @ layers[-1]["w"] + layers[-1]["b"]
     return outputs
 
@@ -221,9 +278,16 @@ def normalize(arrays: tuple[Any, Any, Any], observations: jax.Array) -> jax.Arra
 
 def actor_critic(params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Outputs of the actor (n, size) and of the critic (n,) for normalised observations."""
+    form: Form = params.get("form", Form())
+    activation = ACTIVATIONS[form.activation]
     if "features" in params:
         x = networks.forward(params["features"], x)
-    return _mlp(params["actor"], x), _mlp(params["critic"], x)[:, 0]
+    if "shared" in params:
+        x = activation(_mlp(params["shared"], x, activation))
+    outputs = _mlp(params["actor"], x, activation)
+    if form.parts:
+        outputs = outputs @ mixing(form.parts)
+    return outputs, _mlp(params["critic"], x, activation)[:, 0]
 
 
 def log_prob(params: Params, outputs: jax.Array, actions: jax.Array) -> jax.Array:
@@ -279,15 +343,15 @@ def flatten(params: Params, prefix: str = "") -> dict[str, NDArray[Any]]:
     for key, value in items:
         if isinstance(value, dict | list):
             flat |= flatten(value, f"{prefix}{key}.")  # type: ignore[arg-type]
-        else:
+        elif not isinstance(value, Form):
             flat[f"{prefix}{key}"] = np.asarray(value)
     return flat
 
 
-def unflatten(flat: Mapping[str, NDArray[Any]]) -> Params:
-    """Inverse of `flatten` for the parameters of a policy."""
-    params: Params = {}
-    for net in ("features", "actor", "critic"):
+def unflatten(flat: Mapping[str, NDArray[Any]], form: Form | None = None) -> Params:
+    """Inverse of `flatten` for the parameters of a policy; `form` where it is not the usual one."""
+    params: Params = (form or Form()).entry()
+    for net in ("features", "actor", "critic", "shared"):
         depth = sum(key.startswith(f"{net}.") and key.endswith(".w") for key in flat)
         if depth:
             params[net] = [{part: jnp.asarray(flat[f"{net}.{i}.{part}"]) for part in ("w", "b")} for i in range(depth)]
@@ -317,17 +381,32 @@ def save_policy(policy: Policy, directory: Path, about: Mapping[str, Any] | None
         "normalizer.mean": normalizer.mean,
         "normalizer.variance": normalizer.variance,
     }
+    extension = _extension_to_json(architecture)
     header = {
-        "format": FORMAT,
+        "format": EXTENDED_FORMAT if extension else FORMAT,
         "observation_size": architecture.observation_size,
         "action_space": to_json(architecture.action_space),
         "hidden": list(architecture.hidden),
+        **extension,
         **({"image": list(architecture.image)} if architecture.image else {}),
         "normalizer": {name: getattr(normalizer, name) for name in _STATISTICS},
         "about": dict(about or {}),
     }
     write_atomically(directory / "weights.safetensors", save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
     write_atomically(directory / "policy.json", json.dumps(header, indent=2).encode() + b"\n")
+
+
+def _extension_to_json(architecture: Architecture) -> dict[str, Any]:
+    """What format 1 does not know of an architecture; empty if that is nothing."""
+    plain = replace(architecture, critic_hidden=None, shared=(), activation="tanh")
+    if architecture == plain and not architecture.form.parts:
+        return {}
+    critic = architecture.hidden if architecture.critic_hidden is None else architecture.critic_hidden
+    return {
+        "critic_hidden": list(critic),
+        "shared": list(architecture.shared),
+        "activation": architecture.activation,
+    }
 
 
 def load_policy(directory: str | os.PathLike[str]) -> Policy:
@@ -365,13 +444,21 @@ def _read_policy(path: Path) -> Policy:
     from safetensors.numpy import load
 
     header = json.loads((path / "policy.json").read_text(encoding="utf-8"))
-    if header["format"] != FORMAT:
-        raise PolicyError(f"{path}: policy format {header['format']!r} is not {FORMAT}: update ultra")
+    if header["format"] not in (FORMAT, EXTENDED_FORMAT):
+        raise PolicyError(
+            f"{path}: policy format {header['format']!r} is not {FORMAT} or {EXTENDED_FORMAT}: update ultra"
+        )
     size, hidden = index(header["observation_size"]), tuple(map(index, header["hidden"]))
     image = tuple(map(index, header["image"])) if "image" in header else None
     if image is not None and len(image) != 3:
         raise UltraError(f"image is {list(image)}, but should be height, width and channels")
     architecture = Architecture(size, from_json(header["action_space"]), hidden, image)
+    if header["format"] == EXTENDED_FORMAT:
+        critic, shared = (tuple(map(index, header[name])) for name in ("critic_hidden", "shared"))
+        critic_hidden = None if critic == hidden else critic
+        architecture = replace(
+            architecture, critic_hidden=critic_hidden, shared=shared, activation=header["activation"]
+        )
     arrays = load((path / "weights.safetensors").read_bytes())
     _check_arrays(architecture, arrays)
     mean, variance = (arrays.pop(f"normalizer.{name}").astype(np.float64) for name in ("mean", "variance"))
@@ -380,7 +467,8 @@ def _read_policy(path: Path) -> Policy:
         raise UltraError(f"the normalizer holds {sorted(statistics)}, but should hold {sorted(_STATISTICS)}")
     normalizer = Normalizer(mean, variance, **statistics)
     _check_statistics(normalizer)
-    return Policy(architecture, unflatten({k: v.astype(np.float32) for k, v in arrays.items()}), normalizer)
+    weights = {k: v.astype(np.float32) for k, v in arrays.items()}
+    return Policy(architecture, unflatten(weights, architecture.form), normalizer)
 
 
 def _check_arrays(architecture: Architecture, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -390,8 +478,8 @@ def _check_arrays(architecture: Architecture, arrays: Mapping[str, NDArray[Any]]
     if architecture.image is not None:
         for i, shape in enumerate(networks.shapes(architecture.image)):
             wanted |= {f"features.{i}.w": shape, f"features.{i}.b": shape[-1:]}
-    for net, outputs in (("actor", space.size), ("critic", 1)):
-        for i, (rows, columns) in enumerate(pairwise([architecture.inputs, *architecture.hidden, outputs])):
+    for net, sizes in architecture.sizes.items():
+        for i, (rows, columns) in enumerate(pairwise(sizes)):
             wanted |= {f"{net}.{i}.w": (rows, columns), f"{net}.{i}.b": (columns,)}
     if isinstance(space, Continuous):
         wanted["log_std"] = (space.size,)

@@ -1,4 +1,4 @@
-"""The verbs `ultra llm ...` and `ultra ledger ...`, and the count of tokens of `ultra prompt`."""
+"""The verbs `ultra llm ...`, `ultra ledger ...`, `ultra card` and `ultra export`, and `ultra prompt --count`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ultra.arguments import (
+    CardArguments,
     CheckArguments,
+    ExportArguments,
     LedgerArguments,
     LedgerExportArguments,
     LedgerImportArguments,
@@ -94,7 +96,7 @@ def _cost(options: LedgerArguments) -> int:
     return 0
 
 
-def _export(options: LedgerExportArguments) -> int:
+def _export_answers(options: LedgerExportArguments) -> int:
     with _existing(options.ledger) as ledger:
         lines = list(ledger.export(_identity(options.run), options.model))
     write_atomically(options.out, "".join(f"{line}\n" for line in lines).encode())
@@ -122,6 +124,46 @@ def _why_miss(options: WhyMissArguments) -> int:
     return 0
 
 
+def _card(options: CardArguments) -> int:
+    from ultra.tasks import get_task
+    from ultra.tasks.card import write_card
+
+    task = get_task(options.env_id, **options.env.options())
+    how = {
+        "state": "its state, bit for bit",
+        "replay": "repeating the episode's actions (slower)",
+        "remake": "repeating the episode's actions in a new environment (slower)",
+        "none": "nothing: it does not repeat itself, so advice cannot be tried",
+    }
+    text = f"# Complete this card and give it with --card. Snapshots of {task.name} by {how[task.snapshots]}.\n"
+    text += f"# Actions: {task.action_space}; entries of an observation: {task.observation_size}; "
+    text += f"time limit: {task.time_limit} steps.\n" + write_card(task.card)
+    if options.out is None:
+        print(text, end="")
+        return 0
+    if options.out.exists():
+        raise UltraError(f"{options.out} exists and may hold your work: choose another --out, or delete it")
+    write_atomically(options.out, text.encode())
+    print(f"{options.out}: {len(task.card.facts)} facts, {len(task.card.actions)} actions")
+    return 0
+
+
+def _export(options: ExportArguments) -> int:
+    import sys
+
+    from ultra.opening import open_policy
+    from ultra.sb3.exporting import export_policy
+    from ultra.tasks import get_task
+
+    found = open_policy(options.policy, options.vecnormalize, trust_pickle=options.trust_pickle)
+    for warning in found.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    task = get_task(options.task, **options.env.options())
+    for path in export_policy(found.policy, task, options.out):
+        print(path)
+    return 0
+
+
 Group = dict[str, tuple[type[Any], Callable[[Any], int]]]
 
 GROUPS: dict[str, Group] = {
@@ -129,9 +171,12 @@ GROUPS: dict[str, Group] = {
     "ledger": {
         "list": (LedgerArguments, _list),
         "cost": (LedgerArguments, _cost),
-        "export": (LedgerExportArguments, _export),
+        "export": (LedgerExportArguments, _export_answers),
         "import": (LedgerImportArguments, _import),
         "why-miss": (WhyMissArguments, _why_miss),
     },
 }
 """Verbs that have verbs of their own: what each takes and does."""
+
+VERBS: Group = {"card": (CardArguments, _card), "export": (ExportArguments, _export)}
+"""Verbs of their own: what each takes and does."""

@@ -29,6 +29,9 @@ class Fact:
     """Decimals worth printing."""
     match: bool = True
     """Whether likeness of states depends on it (a score or a distance travelled does not)."""
+    source: str = ""
+    """Where it comes from in a Gymnasium environment (`ultra.tasks.sources`); empty for the entry of the
+    observation at the fact's own place."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +122,22 @@ def shipped_card(name: str) -> Card:
     return load_card(Path(__file__).parent / "cards" / f"{name}.yaml")
 
 
+def action_names(space: ActionSpace) -> tuple[ActionMeaning, ...]:
+    """Names of actions of which only the space is known."""
+    if isinstance(space, Continuous):
+        bounds = [f"control {i}, from {space.low[i]:g} to {space.high[i]:g}" for i in range(space.size)]
+        return tuple(ActionMeaning(f"control{i}", meaning) for i, meaning in enumerate(bounds))
+    if not space.parts:
+        return tuple(ActionMeaning(f"action{i}", f"action {i}") for i in range(space.n))
+    choices = space.split(np.arange(space.n)).tolist()
+    return tuple(
+        ActionMeaning("_".join(map(str, choice)), ", ".join(f"choice {k} is {c}" for k, c in enumerate(choice)))
+        for choice in choices
+    )
+
+
 def skeleton_card(name: str, observation_size: int, space: ActionSpace) -> Card:
     """A card for an environment of which only the spaces are known."""
-    size = space.size
-    kind = "action" if isinstance(space, Discrete) else "control"
-    bounds = f" in [{space.low[0]}, {space.high[0]}]" if isinstance(space, Continuous) else ""
     return Card(
         name=name,
         title=name,
@@ -131,5 +145,29 @@ def skeleton_card(name: str, observation_size: int, space: ActionSpace) -> Card:
         termination="As the environment decides.",
         reward="As the environment gives it.",
         facts=tuple(Fact(f"x{i}", "", f"entry {i} of the observation", 3) for i in range(observation_size)),
-        actions=tuple(ActionMeaning(f"{kind}{i}", f"{kind} {i}{bounds}") for i in range(size)),
+        actions=action_names(space),
     )
+
+
+def write_card(card: Card) -> str:
+    """A card as YAML, as `load_card` reads it; settings that are the usual ones are left out."""
+    facts = []
+    for fact in card.facts:
+        entry: dict[str, Any] = {"name": fact.name, "unit": fact.unit, "meaning": fact.meaning}
+        usual = Fact("", "", "")
+        entry |= {
+            key: getattr(fact, key)
+            for key in ("decimals", "match", "source")
+            if getattr(fact, key) != getattr(usual, key)
+        }
+        facts.append(entry)
+    head = {key: getattr(card, key) for key in ("name", "title", "goal", "termination", "reward")}
+    tail: dict[str, Any] = {"actions": [{"name": a.name, "meaning": a.meaning} for a in card.actions]}
+    if card.worked_case:
+        tail["worked_case"] = card.worked_case
+
+    def dump(value: Any, flow: bool | None) -> str:
+        text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=flow)
+        return text
+
+    return dump(head, False) + dump({"facts": facts}, None) + dump(tail, None)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
+import yaml
 
 from ultra.errors import UltraError
-from ultra.spaces import Continuous, Discrete, from_gymnasium
-from ultra.tasks.card import shipped_card, skeleton_card
+from ultra.spaces import ActionSpace, Continuous, Discrete, from_gymnasium
+from ultra.tasks.card import Card, load_card, shipped_card
+from ultra.tasks.derive import derive_card
+from ultra.tasks.sources import Reader, compile_source
 from ultra.tasks.task import Task
+
+if TYPE_CHECKING:
+    from ultra.tasks.replaying import Means
 
 
 def pong(sticky: float = 0.0) -> Task:
@@ -123,29 +132,82 @@ def sparse_halfcheetah(threshold: float = 5.0) -> Task:
     return _sparse(halfcheetah(), threshold)
 
 
-def gymnasium_task(env_id: str) -> Task:
-    """A task for any Gymnasium id, with a card of which only the spaces are known.
+def gymnasium_task(
+    env_id: str, card: str = "", module: str = "", kwargs: Sequence[str] = (), snapshots: Means | None = None
+) -> Task:
+    """A task for any Gymnasium id.
+
+    Args:
+        env_id: as Gymnasium knows it.
+        card: file that describes the environment; by default the shipped card of this id, or one that is
+            derived from the environment.
+        module: module or .py file that registers the id.
+        kwargs: arguments of the environment, each NAME=VALUE with the value as in YAML.
+        snapshots: how snapshots are taken; None finds out.
 
     Raises:
-        UltraError: if the environment cannot be made, or its spaces are not supported.
+        UltraError: if the environment cannot be made, its spaces are not supported, or the card does not fit.
     """
-    from ultra.tasks.gymnasium import GymnasiumBatch, make_environment
+    from ultra.tasks.gymnasium import GymnasiumBatch, import_module, make_environment
+    from ultra.tasks.replaying import choose_snapshots
 
-    make = partial(make_environment, env_id)
+    if module:
+        import_module(module, env_id)
+    make = partial(make_environment, env_id, parse_arguments(kwargs))
     with closing(make()) as env:
         shape, space = env.observation_space.shape, from_gymnasium(env.action_space)
         limit = env.spec.max_episode_steps if env.spec else None
+        if shape is None or len(shape) != 1:
+            raise UltraError(f"{env_id}: observations of shape {shape} cannot be flattened to one dimension")
+        found = load_card(Path(card)) if card else derive_card(env_id, env)
     assert limit is not None  # `make_environment` sets one
-    if shape is None or len(shape) != 1:
-        raise UltraError(f"{env_id}: observations of shape {shape} cannot be flattened to one dimension")
+    means = snapshots or choose_snapshots(make, space)
+    readers = fact_readers(found, shape[0], space)
     return Task(
         name=env_id,
-        card=skeleton_card(env_id, shape[0], space),
+        card=found,
         observation_size=shape[0],
         action_space=space,
         time_limit=limit,
-        make_local_batch=partial(GymnasiumBatch, make),
+        make_local_batch=partial(
+            GymnasiumBatch, make, readers=readers, snapshots="replay" if means == "none" else means
+        ),
         make_environment=make,
         in_workers=True,
-        snapshot_every=16,
+        snapshot_every=4 if means == "state" else 16,
+        snapshots=means,
     )
+
+
+def parse_arguments(items: Sequence[str]) -> dict[str, Any]:
+    """Arguments of an environment from NAME=VALUE, the values as in YAML.
+
+    Raises:
+        UltraError: if an item is none.
+    """
+    arguments = {}
+    for item in items:
+        name, separator, value = item.partition("=")
+        if not separator or not name.isidentifier():
+            raise UltraError(f"--env-kwargs is {item}, but must be NAME=VALUE")
+        try:
+            arguments[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UltraError(f"--env-kwargs {item}: the value is no YAML") from error
+    return arguments
+
+
+def fact_readers(card: Card, observation_size: int, space: ActionSpace) -> list[Reader]:
+    """Functions that read a card's facts.
+
+    A fact without a source is the entry of the observation at the fact's own place.
+
+    Raises:
+        UltraError: if the card does not fit the environment, or a source cannot be read.
+    """
+    if len(card.actions) != space.size:
+        raise UltraError(f"card {card.name!r} has {len(card.actions)} actions, but the environment takes {space}")
+    sources = [fact.source or f"obs[{place}]" for place, fact in enumerate(card.facts)]
+    if sources == [f"obs[{place}]" for place in range(observation_size)]:
+        return []
+    return [compile_source(source, observation_size) for source in sources]

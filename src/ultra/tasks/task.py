@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from ultra.errors import UltraError
 from ultra.spaces import ActionSpace
 from ultra.tasks.batch import Batch
-from ultra.tasks.card import Card
+from ultra.tasks.card import Card, load_card
 
 if TYPE_CHECKING:
     import gymnasium
@@ -35,6 +37,8 @@ class Task:
         snapshot_every: steps between the snapshots of a trajectory (states between are replayed).
         sampled_evaluation: whether evaluation samples actions. In a deterministic game the most likely
             actions can rally for ever (RL Baselines3 Zoo samples on Atari for the same reason).
+        snapshots: how snapshots are taken: `state` saves it, `replay` repeats the episode's actions,
+            `remake` does so in a new environment, `none` says that the environment does not repeat itself.
         image: height, width and channels where observations are flattened images, as bytes; else None.
         note: a line for people about options that change the task, such as a threshold; empty if there are none.
         target: `module:function` that made the task, set by `get_task`; empty for a task made by hand.
@@ -52,6 +56,7 @@ class Task:
     in_workers: bool = False
     snapshot_every: int = 1
     sampled_evaluation: bool = False
+    snapshots: Literal["state", "replay", "remake", "none"] = "state"
     image: tuple[int, int, int] | None = None
     note: str = ""
     target: str = ""
@@ -121,13 +126,21 @@ def make_task(target: str, options: Mapping[str, Any]) -> Task:
         options: arguments of the function.
 
     Raises:
-        UltraError: if the function cannot be imported.
+        UltraError: if the function cannot be imported or does not take one of the options.
     """
     module, _, function = target.partition(":")
     try:
         make: Callable[..., Task] = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise UltraError(f"cannot import the task {target!r}: {error}") from error
+    known = inspect.signature(make).parameters
+    for name in options:
+        if name not in known and not any(item.kind is item.VAR_KEYWORD for item in known.values()):
+            flag = f"env-{name}" if name in ("module", "kwargs") else name
+            raise UltraError(
+                f"{target.partition(':')[2]} takes no --{flag}: --sticky is for Atari tasks, --threshold for sparse-* "
+                "tasks, --env-module and --env-kwargs for Gymnasium ids"
+            )
     return replace(make(**options), target=target, options=options)
 
 
@@ -138,11 +151,31 @@ def get_task(name: str, **options: Any) -> Task:
         UltraError: if there is no such task (the closest names are offered) or it cannot be made.
     """
     if name in _registry:
-        return make_task(_registry[name].target, options)
-    from ultra.tasks.gymnasium import is_registered
+        return _known_task(name, options)
+    from ultra.tasks.gymnasium import import_module, is_registered
 
+    if options.get("module"):
+        import_module(options["module"], name)
     if is_registered(name):
-        return make_task("ultra.tasks.shipped:gymnasium_task", {"env_id": name, **options})
+        task = make_task("ultra.tasks.shipped:gymnasium_task", {"env_id": name, **options})
+        # What was found out about snapshots need not be found out again in every worker.
+        return replace(task, options={**task.options, "snapshots": task.snapshots})
     close = difflib.get_close_matches(name.lower(), _registry, n=2, cutoff=0.4)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known tasks: {', '.join(_registry)}"
     raise UltraError(f"unknown task {name!r}: {hint} (`ultra tasks` lists them; a Gymnasium id works too)")
+
+
+def _known_task(name: str, options: dict[str, Any]) -> Task:
+    """A registered task, perhaps with a card of the user's own that has as many facts and actions."""
+    rest = {key: value for key, value in options.items() if key != "card"}
+    task = make_task(_registry[name].target, rest)
+    if "card" not in options:
+        return task
+    card = load_card(Path(options["card"]))
+    for kind, own, needed in (
+        ("facts", len(card.facts), len(task.card.facts)),
+        ("actions", len(card.actions), len(task.card.actions)),
+    ):
+        if own != needed:
+            raise UltraError(f"card {options['card']} has {own} {kind}, but {name} has {needed}")
+    return replace(task, card=card)

@@ -1,0 +1,141 @@
+"""Refinement from end to end on environments of every kind, with `search` and with a stand-in for a language model.
+
+    python benchmarks/own_environments.py [NAME ...] [--steps N]
+
+Budgets are tiny: this shows that every stage works, not that refinement pays. The stand-in answers on
+loopback with fixed advice; for MountainCar-v0 it gives the rule "push the way you are moving", and the
+refined policy is compared with plain PPO at the same budget. Box2D and MiniGrid: pip install 'ultra-refine[envs]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.llm_server import Answer, Request, Server
+from tests.test_own_environment import FIELD
+
+from ultra import api
+from ultra.config import (
+    AnalyseConfig,
+    CollectConfig,
+    EnvironmentConfig,
+    EvaluateConfig,
+    LLMConfig,
+    PPOConfig,
+    RefineConfig,
+    TrainConfig,
+    VerifyConfig,
+)
+from ultra.errors import UltraError
+from ultra.spaces import Discrete
+from ultra.tasks import Task, get_task
+
+ENVIRONMENTS: dict[str, tuple[str, ...]] = {
+    "CartPole-v1": (),
+    "Acrobot-v1": (),
+    "MountainCar-v0": (),
+    "LunarLander-v3": (),
+    "MiniGrid-Empty-5x5-v0": (),
+    "ALE/Breakout-v5": ("obs_type=ram", "repeat_action_probability=0.0"),
+    "Ant-v5": (),
+    "Field-v0": ("size=5",),
+}
+"""Gymnasium ids with arguments; Field-v0 is a module of the user's own with a Dict observation."""
+
+MOUNTAIN_CAR = [("velocity > 0", "push_right"), ("velocity < 0", "push_left")]
+
+
+def stand_in(task: Task, rules: list[tuple[str, str]]) -> Any:
+    """What the stand-in answers: two states, a push of the first action, and the rules."""
+
+    def behave(request: Request) -> Answer:
+        import re
+
+        first = task.card.actions[-1].name
+        segment: dict[str, Any] = {"action": first, "steps": 3}
+        if not isinstance(task.action_space, Discrete):
+            segment = {"change": {first: 0.3}, "steps": 3}
+        if request.about == "identify":
+            states = [{"t": t, "importance": 0.5, "explanation": "it does little here"} for t in (2, 4)]
+            return Answer(json.dumps({"reasoning": "", "critical_states": states}))
+        times = [int(t) for t in re.findall(r"## t = (\d+):", request.text)]
+        advice = [
+            {"t": t, "plan": [segment], "reward_follow": 0.5, "reward_taken": -0.5, "explanation": "push"}
+            for t in times
+        ]
+        given = [
+            {"guard": guard, "plan": [{"action": action, "steps": 1}], "reward": 0.0, "explanation": "push on"}
+            for guard, action in rules
+        ]
+        return Answer(json.dumps({"reasoning": "", "advice": [] if rules else advice, "rules": given}))
+
+    return behave
+
+
+def row(name: str, result: dict[str, Any]) -> str:
+    returns, audit = result["return"], result["audit"] or {}
+    advice = "/".join(str(audit.get(key, "-")) for key in ("helps", "harms", "unclear", "untried"))
+    rules = "/".join(str(audit.get("rules", {}).get(key, "-")) for key in ("helps", "harms", "unclear", "untried"))
+    gain = returns["gain"]
+    return (
+        f"{name:<34} start {returns['start']['mean']:9.1f}  last {returns['last']['mean']:9.1f}  "
+        f"gain {gain['mean']:8.1f} [{gain['ci95'][0]:.1f}, {gain['ci95'][1]:.1f}]  advice {advice}  rules {rules}"
+    )
+
+
+def run(name: str, folder: Path, steps: int, seed: int) -> None:
+    """Train a moment, then refine in each way."""
+    ppo = PPOConfig(environments=8, rollout_steps=64, minibatch=128, entropy=0.01)
+    env = EnvironmentConfig(kwargs=ENVIRONMENTS[name], module=str(folder / "field.py") if name == "Field-v0" else "")
+    evaluate = EvaluateConfig(episodes=5)
+    short = name.replace("/", "-")
+    raw = name == "MountainCar-v0"  # as SB3 users have it, without statistics: plain PPO gets stuck
+    train = TrainConfig(name, steps=1024, seed=seed, workers=1, env=env, ppo=ppo, evaluate=evaluate, normalize=not raw)
+    api.train(train, folder / short / "policy")
+    config = RefineConfig(
+        task=name, policy=str(folder / short / "policy"), steps=steps, seed=seed, workers=1, env=env, ppo=ppo,
+        evaluate=evaluate, collect=CollectConfig(episodes=3),
+        analyse=AnalyseConfig(states=2, horizon=40, plan_steps=8, share=0.2),
+        verify=VerifyConfig(share=0.3, branches=16),
+    )  # fmt: skip
+    task = get_task(name, **env.options())
+    print(f"{name}: snapshots by {task.snapshots}, {len(task.card.facts)} facts", flush=True)
+    print(row("  search", api.refine(config, folder / short / "search")), flush=True)
+    rules = MOUNTAIN_CAR if name == "MountainCar-v0" else []
+    with Server(stand_in(task, rules)) as server:
+        if rules:  # these alone, tried in whole episodes
+            config = replace(config, verify=VerifyConfig(share=0.5, branches=16))
+        llm = LLMConfig(base_url=f"{server.url}/v1", budget=0, ledger=str(folder / "ledger.sqlite"))
+        asked = replace(config, analyst="llm:local/stand-in", llm=llm)
+        print(row("  stand-in", api.refine(asked, folder / short / "llm")), flush=True)
+    if rules:
+        print(row("  plain PPO", api.refine(replace(config, method="ppo"), folder / short / "ppo")), flush=True)
+
+
+def main() -> None:
+    """Run what is named, or everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=list(ENVIRONMENTS))
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "field.py").write_text(FIELD)
+        for environment in options.names:
+            try:
+                run(environment, folder, options.steps, options.seed)
+            except UltraError as error:
+                print(f"{environment}: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Where a card's facts come from: arithmetic over observations, attributes and simulator state.
+
+    obs[3]                      an entry of the flattened observation
+    atan2(obs[1], obs[0])       arithmetic: + - * /, abs, sign, sqrt, sin, cos, atan2, min, max
+    env.agent_pos[0]            an attribute of the environment, by names and numbers (no calls)
+    qpos[2], qvel[2], xpos[1][2]   arrays of MuJoCo's data
+    ram[99]                     a byte of an Atari console
+    objects['pong']['Ball'][0]['x']   an object of an Atari game, through OCAtari
+
+The text is read by Python's parser into a tree whose every node is checked; it is never run as code.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from ultra.errors import UltraError
+from ultra.tasks.atari_objects import Objects
+
+Envs = Sequence[gymnasium.Env[Any, Any]]
+Reader = Callable[[Envs, NDArray[np.float32]], NDArray[np.float64]]
+"""(environments, observations (n, observation_size)) -> values (n,)."""
+
+_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: np.add,
+    ast.Sub: np.subtract,
+    ast.Mult: np.multiply,
+    ast.Div: np.divide,
+}
+_FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
+    "abs": (1, np.abs), "sign": (1, np.sign), "sqrt": (1, np.sqrt), "sin": (1, np.sin), "cos": (1, np.cos),
+    "atan2": (2, np.arctan2), "min": (2, np.minimum), "max": (2, np.maximum),
+}  # fmt: skip
+_ROOTS: dict[str, Callable[[Any], Any]] = {
+    "env": lambda base: base,
+    "ram": lambda base: base.ale.getRAM(),
+    "objects": Objects,
+    "qpos": lambda base: base.data.qpos,
+    "qvel": lambda base: base.data.qvel,
+    "xpos": lambda base: base.data.xpos,
+}
+
+
+class SourceError(UltraError):
+    """A fact's source that cannot be read; the message names the part."""
+
+
+def compile_source(text: str, observation_size: int) -> Reader:
+    """Make a function of a source.
+
+    Raises:
+        SourceError: if it does not parse, or uses what is not known.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise SourceError(f"source {text!r} does not parse: {error}") from error
+    return _compile(tree, text, observation_size)
+
+
+def _compile(node: ast.expr, text: str, size: int) -> Reader:
+    match node:
+        case ast.Constant(value=int() | float() as number):
+            return lambda envs, observations: np.full(len(observations), float(number))
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            inner = _compile(operand, text, size)
+            return lambda envs, observations: -inner(envs, observations)
+        case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _OPERATORS:
+            first, second = _compile(left, text, size), _compile(right, text, size)
+            combine = _OPERATORS[type(operator)]
+            return lambda envs, observations: combine(first(envs, observations), second(envs, observations))
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
+            count, function = _FUNCTIONS[name]
+            if len(args) != count:
+                raise SourceError(f"source {text!r}: {name} takes {count} values, not {len(args)}")
+            parts = [_compile(arg, text, size) for arg in args]
+            return lambda envs, observations: function(*(part(envs, observations) for part in parts))
+        case ast.Subscript(value=ast.Name(id="obs"), slice=ast.Constant(value=int() as entry)):
+            if not 0 <= entry < size:
+                raise SourceError(f"source {text!r}: the observation has entries 0 to {size - 1}")
+            return lambda envs, observations: observations[:, entry].astype(np.float64)
+        case ast.Subscript() | ast.Attribute():
+            return _path(node, text)
+    raise SourceError(
+        f"source {text!r}: {ast.unparse(node)!r} is not known; known are obs[i], {', '.join(_ROOTS)}, numbers, "
+        f"+ - * / and {', '.join(_FUNCTIONS)}"
+    )
+
+
+def _path(node: ast.expr, text: str) -> Reader:
+    """Attributes and entries of each environment, from one of the roots."""
+    steps: list[tuple[bool, Any]] = []
+    while not isinstance(node, ast.Name):
+        match node:
+            case ast.Attribute(value=value, attr=name) if not name.startswith("_"):
+                steps.append((True, name))
+            case ast.Subscript(value=value, slice=ast.Constant(value=int() | str() as key)):
+                steps.append((False, key))
+            case _:
+                raise SourceError(f"source {text!r}: {ast.unparse(node)!r} is neither an attribute nor an entry")
+        node = value
+    if node.id not in _ROOTS:
+        raise SourceError(f"source {text!r}: unknown name {node.id!r}; known are obs, {', '.join(_ROOTS)}")
+    root, path = _ROOTS[node.id], steps[::-1]
+
+    def read(envs: Envs, observations: NDArray[np.float32]) -> NDArray[np.float64]:
+        return np.array([_follow(root, env.unwrapped, path, text) for env in envs], np.float64)
+
+    return read
+
+
+def _follow(root: Callable[[Any], Any], base: Any, path: list[tuple[bool, Any]], text: str) -> float:
+    try:
+        value = root(base)
+        for attribute, key in path:
+            value = getattr(value, key) if attribute else value[key]
+        return float(value)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise SourceError(f"source {text!r} cannot be read: {' '.join(str(error).split())}") from error
