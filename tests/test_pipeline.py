@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import ultra
-from ultra import api, pipeline
+from ultra import api, pipeline, round_advice
 from ultra.advice import load_advice
 from ultra.budget import PURPOSES
 from ultra.config import (
@@ -282,7 +282,7 @@ def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, call: int) ->
     [
         pytest.param(TrainingLog, "__call__", 3, id="training"),
         pytest.param(pipeline, "collect", 1, id="collecting"),
-        pytest.param(pipeline, "verify", 1, id="verifying"),
+        pytest.param(round_advice, "verify", 1, id="verifying"),
         pytest.param(pipeline, "train", 1, id="after training"),
         pytest.param(pipeline, "evaluate", 1, id="evaluating"),
     ],
@@ -323,8 +323,13 @@ def test_training_that_was_interrupted_resumes_in_the_middle(tmp_path: Path) -> 
 
 def test_a_finished_run_is_not_run_again(whole: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("collect", "verify", "train", "evaluate"):
-            patch.setattr(pipeline, name, None)
+        for owner, name in (
+            (pipeline, "collect"),
+            (round_advice, "verify"),
+            (pipeline, "train"),
+            (pipeline, "evaluate"),
+        ):
+            patch.setattr(owner, name, None)
         assert api.refine(HOPPER, whole) == json.loads((whole / "result.json").read_text())
         assert api.refine(replace(HOPPER, workers=2), whole)["seed"] == 0
 

@@ -283,12 +283,12 @@ def _print_rules(path: Path) -> None:
 
 
 def _print_audit(path: Path) -> None:
-    from ultra.pipeline import Refinement
     from ultra.reporting import audit_table
+    from ultra.round_advice import audit_of_run
     from ultra.run import Run
 
     run = Run.open(path)
-    found = Refinement(run, _reporter(quiet=True)).audit()
+    found = audit_of_run(run)
     if found is not None:
         print(audit_table(found, run.config.analyst))
 

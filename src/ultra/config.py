@@ -351,6 +351,11 @@ class RefineConfig:
         _check(self.rounds >= 1, "rounds", self.rounds, "at least 1")
         _check(0 <= self.sticky < 1, "sticky", self.sticky, "in [0, 1)")
 
+    @property
+    def round_steps(self) -> int:
+        """Each round's part of the budget."""
+        return self.steps // self.rounds
+
 
 @dataclass(frozen=True)
 class TrainConfig:

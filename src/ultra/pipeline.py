@@ -6,10 +6,9 @@ stage can be run, looked at, replaced or resumed alone. `refine` runs them all.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +16,32 @@ import numpy as np
 
 from ultra.advice import (
     Advice,
-    AdviceBook,
-    Entry,
-    Rule,
-    Verification,
-    calibrate,
     load_advice,
-    load_rules,
     load_states,
     save_advice,
-    save_rules,
     save_states,
-    trusted,
 )
 from ultra.analysts import Case, get_analyst
-from ultra.analysts.random import random_plan
 from ultra.collection import collect, collect_within
 from ultra.config import RefineConfig
 from ultra.errors import UltraError
 from ultra.evaluation import evaluate, evaluation_seeds
-from ultra.expression import parse
 from ultra.files import write_json
 from ultra.guidance.base import Guidance, NoGuidance
 from ultra.guidance.methods import STAGES as METHOD_STAGES
 from ultra.guidance.methods import STARTS, allowance_of, analysis_of, analyst_of, baseline
-from ultra.guidance.ultra import UltraGuidance
 from ultra.opening import open_policy
 from ultra.policy import Policy, check_fits, load_policy, save_policy
 from ultra.ppo import train
 from ultra.progress import Reporter, TrainingLog
+from ultra.round_advice import RoundAdvice, audit_of_run
 from ultra.run import STAGES, Run, versions
-from ultra.simulate import Habit
 from ultra.starting import Start, load_start, measure_start
 from ultra.statistics import difference_interval
 from ultra.tasks import Task, get_task
 from ultra.tasks.batch import Batch
 from ultra.trajectories import Episodes, save_trajectory
 from ultra.usage import usage_of
-from ultra.verification import FIRST_LOOK, Bench, Proposal, Recheck, audit, audit_of, verify, verify_rules
 
 BRANCHES_TOGETHER = 64
 
@@ -158,7 +145,7 @@ class Refinement:
 
     def _collect(self, number: int) -> None:
         settings, policy, gamma = self.config.collect, self._policy(number), self.config.ppo.gamma
-        allowance = int(settings.share * self._round_steps)
+        allowance = int(settings.share * self.config.round_steps)
         longest = max(1, allowance // settings.episodes)
         rng, workers = self._rng(number, "collect"), self.config.workers
         with self.reporter.bar("collect", allowance) as update:
@@ -199,78 +186,8 @@ class Refinement:
         save_advice(advice, self.run.round(number) / "advice.jsonl")
 
     def _verify(self, number: int) -> None:
-        folder, config = self.run.round(number), self.config
-        advice, rules = load_advice(folder / "advice.jsonl"), load_rules(folder / "rules.jsonl")
-        advice, rules = self._carry_over(number, advice, rules)
-        control: list[Verification] = []
-        if config.guidance.trust == "helps" and (advice or rules):
-            with self.case(number, "verify") as case:
-                allowance = int(config.verify.share * self._round_steps)
-                rules, spent = self._verify_rules(case, rules, allowance // 2 if advice else allowance)
-                advice, control = self._verify_advice(case, number, advice, allowance - spent)
-        save_advice(advice, folder / "verified.jsonl")
-        save_rules(rules, folder / "verified-rules.jsonl")
-        write_json(folder / "control.json", [asdict(found) for found in control])
-        for found, name in ((audit(advice), "advices"), (audit(rules), "rules")):
-            if found["tried"] or found["untried"]:
-                self.reporter.say(
-                    f"          {found['tried'] + found['untried']} {name}: {found['helps']} help, "
-                    f"{found['harms']} harm, {found['unclear']} unclear, {found['untried']} not tried"
-                )
-
-    def _verify_advice(
-        self, case: Case, number: int, advice: list[Advice], allowance: int
-    ) -> tuple[list[Advice], list[Verification]]:
-        """Advice with what was found of it, and of random plans at the same states if they are asked for."""
-        config = self.config.verify
-        proposals = [Proposal(entry.advice.plan, entry.snapshot) for entry in self._entries(case, number, advice)]
-        bench = self._bench(case, allowance * 2 // 3 if config.control else allowance)
-        found = verify(proposals, bench, config)
-        control: list[Verification | None] = []
-        if config.control:
-            space, longest = self.task.action_space, self.config.analyse.plan_steps
-            drawn = [Proposal(random_plan(space, longest, case.rng), proposal.start) for proposal in proposals]
-            control = verify(drawn, self._bench(case, allowance // 3), config)
-        return (
-            [replace(item, verification=result) for item, result in zip(advice, found, strict=True)],
-            [result for result in control if result is not None],
-        )
-
-    def _verify_rules(self, case: Case, rules: list[Rule], allowance: int) -> tuple[list[Rule], int]:
-        """Rules with what was found of them in paired whole episodes, and the steps that it took."""
-        tried = [(rule, rule.plan) for rule in rules if rule.plan is not None]
-        if not tried:
-            return rules, 0
-        names = self.task.card.fact_names
-        habits = {rule.guard: Habit(parse(rule.guard, names), plan) for rule, plan in tried}
-        # Episodes are cut where the allowance would not last for a first look at every rule and at two sets.
-        affordable = allowance // (FIRST_LOOK * (len(habits) + 4))
-        longest = min(self.task.time_limit, max(self.config.analyse.horizon, affordable))
-        bench = self._bench(case, allowance, longest, gamma=1.0)
-        found = verify_rules(habits, bench, self.config.verify)
-        return [replace(rule, **found.get(rule.guard, {})) for rule in rules], allowance - bench.left
-
-    def _bench(self, case: Case, allowance: int, horizon: int = 0, gamma: float | None = None) -> Bench:
-        return Bench(
-            case.batch,
-            case.policy,
-            case.gamma if gamma is None else gamma,
-            horizon or self.config.analyse.horizon,
-            self.budget,
-            "verify",
-            allowance,
-            case.rng,
-        )
-
-    def _carry_over(self, number: int, advice: list[Advice], rules: list[Rule]) -> tuple[list[Advice], list[Rule]]:
-        """What helped in the round before comes first, and is tried again under the new policy."""
-        if number == 1 or self.config.guidance.trust == "all":
-            return advice, rules
-        earlier = self.run.round(number - 1)
-        old = [item for item in load_advice(earlier / "verified.jsonl") if item.verdict == "helps"]
-        known = [replace(rule, together=None) for rule in load_rules(earlier / "verified-rules.jsonl") if rule.together]
-        guards = {rule.guard for rule in known}
-        return [*old, *advice], [*known, *(rule for rule in rules if rule.guard not in guards)]
+        with self.case(number, "verify") as case:
+            RoundAdvice(self.run, case, number).verify(self.reporter.say)
 
     def _finetune(self, number: int) -> None:
         config = self.config
@@ -281,10 +198,12 @@ class Refinement:
             guidance: Guidance = NoGuidance()
             reserved = 0
             if config.method.startswith("ultra"):
-                guidance, reserved = self._guidance(number, stack)
+                with self.case(number, "finetune") as case:
+                    advice = RoundAdvice(self.run, case, number)
+                    guidance, reserved = advice.guidance(stack, self.reporter.say)
             elif config.method != "ppo":
                 guidance = self._baseline(number)
-            share = self.budget.remaining if last_round else number * self._round_steps - self.budget.used
+            share = self.budget.remaining if last_round else number * self.config.round_steps - self.budget.used
             share -= reserved
             offset = self.budget.used
             with self.reporter.bar("train", share) as update:
@@ -337,7 +256,7 @@ class Refinement:
             },
             "returns": {"start": list(start_returns), "last": last_returns.tolist()},
             "budget": self.budget.as_dict(),
-            "audit": self.audit(),
+            "audit": audit_of_run(self.run),
             "llm": usage_of(self.run),
             "versions": versions(),
         }
@@ -346,10 +265,6 @@ class Refinement:
         return result
 
     # -- what stages share ---------------------------------------------------------------------
-
-    @property
-    def _round_steps(self) -> int:
-        return self.config.steps // self.config.rounds
 
     def _rng(self, number: int, stage: str) -> np.random.Generator:
         """A generator of the stage's own, so that stages can be run alone and repeated."""
@@ -365,23 +280,6 @@ class Refinement:
         """What an analyst is given in a stage of a round, as a context."""
         return _CaseContext(self, number, stage)
 
-    def _entries(self, case: Case, number: int, advice: list[Advice]) -> list[Entry]:
-        """Advice with the facts, snapshots and actions of its states, each from its own round's episodes."""
-        rounds = {number: case} | {
-            item.state.round: replace(case, episodes=self._episodes(item.state.round)) for item in advice
-        }
-        entries = []
-        for item in advice:
-            origin = rounds[item.state.round]
-            episode = origin.episodes[item.state.episode]
-            t = item.state.t
-            taken = episode.actions[t : t + len(item.plan)]
-            entries.append(Entry(item, episode.facts[t], origin.snapshot(item.state), taken))
-        return entries
-
-    def _episodes(self, number: int) -> Episodes:
-        return Episodes(self.run.round(number) / "trajectories")
-
     def _failed(self, number: int) -> list[Advice]:
         """Advice of the round before that was tried and did not help, the most harmful first."""
         path = self.run.path / f"round-{number - 1}" / "verified.jsonl"
@@ -395,64 +293,6 @@ class Refinement:
         rng = np.random.default_rng([self.config.seed, number, len(STAGES)])
         with self.case(number, "finetune") as case:
             return baseline(self.config, case, self.run.round(number) / "states.jsonl", rng)
-
-    def _guidance(self, number: int, stack: ExitStack) -> tuple[UltraGuidance, int]:
-        """The guidance of a round, and the steps that it may take for trying advice again."""
-        config, folder = self.config, self.run.round(number)
-        with self.case(number, "finetune") as case:
-            advice = load_advice(folder / "verified.jsonl")
-            columns = self.task.card.matched
-            scale, radius = calibrate([episode.facts for episode in case.episodes], columns)
-            radius = config.guidance.radius or radius
-            book = AdviceBook(tuple(self._entries(case, number, advice)), columns, scale, radius)
-        names = self.task.card.fact_names
-        rules = [(rule, parse(rule.guard, names)) for rule in load_rules(folder / "verified-rules.jsonl")]
-        on_actions = config.method in ("ultra-a", "ultra-ra")
-        reserved, recheck = 0, None
-        if on_actions and config.guidance.trust == "helps" and any(item.verdict == "helps" for item in advice):
-            reserved = int(config.verify.recheck * self._round_steps)
-            batch = self.task.make_batch(2 * FIRST_LOOK, config.workers or None)
-            stack.callback(batch.close)
-            seed = [config.seed, number, len(STAGES) + 1]
-            gamma, horizon = config.ppo.gamma, config.analyse.horizon
-            recheck = Recheck(batch, book.entries, config.verify, gamma, horizon, self.budget, reserved, seed)
-        kept = [
-            sum(trusted(item, config.guidance.trust) for item in items) for items in (advice, [r for r, _ in rules])
-        ]
-        self.reporter.say(
-            f"guide     {kept[0]} of {len(book)} advices, matching radius {radius:.2f} in standardised facts; "
-            f"{kept[1]} of {len(rules)} rules"
-        )
-        guidance = UltraGuidance(
-            book,
-            self.task.action_space,
-            config.guidance,
-            config.ppo.environments,
-            on_actions=on_actions,
-            on_rewards=config.method in ("ultra-r", "ultra-ra"),
-            rng=np.random.default_rng([config.seed, number, len(STAGES)]),
-            rules=rules,
-            recheck=recheck,
-        )
-        return guidance, reserved
-
-    def audit(self) -> dict[str, Any] | None:
-        """The audit of all rounds' advice, rules and controls so far, or None if the method uses no advice."""
-        if not self.config.method.startswith("ultra"):
-            return None
-        numbers = [n for n in range(1, self.config.rounds + 1) if self.run.finished(f"round-{n}/verify")]
-        folders = [self.run.round(number) for number in numbers]
-        advice = [item for folder in folders for item in load_advice(folder / "verified.jsonl")]
-        rules = [rule for folder in folders for rule in load_rules(folder / "verified-rules.jsonl")]
-        control = [Verification(**item) for folder in folders for item in _read_control(folder)]
-        usage, found = usage_of(self.run), audit(advice)
-        helpful = found["helps"] + audit(rules)["helps"]
-        return found | {
-            "rules": audit(rules),
-            "random_control": audit_of(control) if control else None,
-            "tokens_per_helpful": usage["tokens"] / helpful if helpful and usage["used"] else None,
-            "cost_per_helpful": usage["cost"] / helpful if helpful and usage["used"] else None,
-        }
 
 
 class _CaseContext:
@@ -478,7 +318,7 @@ class _CaseContext:
             batch=self._batches[0],
             replay=self._batches[1],
             budget=own.budget,
-            allowance=int(allowance_of(config) * own._round_steps),
+            allowance=int(allowance_of(config) * config.round_steps),
             rng=own._rng(self._number, self._stage),
             progress=lambda text: own.reporter.say(title + text),
             llm=config.llm,
@@ -493,12 +333,6 @@ class _CaseContext:
     def __exit__(self, *error: object) -> None:
         for batch in self._batches:
             batch.close()
-
-
-def _read_control(folder: Path) -> list[dict[str, Any]]:
-    """What was found of random plans at the states of a round."""
-    found: list[dict[str, Any]] = json.loads((folder / "control.json").read_text(encoding="utf-8"))
-    return found
 
 
 def check_snapshots(task: Task, method: str) -> None:

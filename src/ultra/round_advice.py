@@ -1,0 +1,208 @@
+"""The advice of one round: tried in stage 3, modulating training in stage 4, audited at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ultra.advice import (
+    Advice,
+    AdviceBook,
+    Entry,
+    Rule,
+    Verification,
+    calibrate,
+    load_advice,
+    load_rules,
+    save_advice,
+    save_rules,
+    trusted,
+)
+from ultra.analysts.base import Case
+from ultra.analysts.random import random_plan
+from ultra.config import RefineConfig
+from ultra.expression import parse
+from ultra.files import write_json
+from ultra.guidance.ultra import UltraGuidance
+from ultra.run import STAGES, Run
+from ultra.simulate import Habit
+from ultra.trajectories import Episodes
+from ultra.usage import usage_of
+from ultra.verification import FIRST_LOOK, Bench, Proposal, Recheck, audit, audit_of, verify, verify_rules
+
+
+class RoundAdvice:
+    """What analysts said in a round, with the policy, episodes and environments of the round.
+
+    Args:
+        run: whose files are read and written.
+        case: what the round's analyst was given.
+        number: of the round.
+    """
+
+    def __init__(self, run: Run, case: Case, number: int) -> None:
+        self.run, self.case, self.number = run, case, number
+        self.config: RefineConfig = run.config
+        self.folder = run.round(number)
+
+    def verify(self, say: Callable[[str], None]) -> None:
+        """Stage 3: try the round's advice and rules, and what helped in the round before; write what was found."""
+        folder, config = self.folder, self.config
+        advice, rules = load_advice(folder / "advice.jsonl"), load_rules(folder / "rules.jsonl")
+        advice, rules = self._carry_over(advice, rules)
+        control: list[Verification] = []
+        if config.guidance.trust == "helps" and (advice or rules):
+            allowance = int(config.verify.share * self.config.round_steps)
+            rules, spent = self._verify_rules(rules, allowance // 2 if advice else allowance)
+            advice, control = self._verify_advice(advice, allowance - spent)
+        save_advice(advice, folder / "verified.jsonl")
+        save_rules(rules, folder / "verified-rules.jsonl")
+        write_json(folder / "control.json", [asdict(found) for found in control])
+        for found, name in ((audit(advice), "advices"), (audit(rules), "rules")):
+            if found["tried"] or found["untried"]:
+                say(
+                    f"          {found['tried'] + found['untried']} {name}: {found['helps']} help, "
+                    f"{found['harms']} harm, {found['unclear']} unclear, {found['untried']} not tried"
+                )
+
+    def _verify_advice(self, advice: list[Advice], allowance: int) -> tuple[list[Advice], list[Verification]]:
+        """Advice with what was found of it, and of random plans at the same states if they are asked for."""
+        config = self.config.verify
+        proposals = [Proposal(entry.advice.plan, entry.snapshot) for entry in self.entries(advice)]
+        bench = self._bench(allowance * 2 // 3 if config.control else allowance)
+        found = verify(proposals, bench, config)
+        control: list[Verification | None] = []
+        if config.control:
+            space, longest = self.case.task.action_space, self.config.analyse.plan_steps
+            drawn = [Proposal(random_plan(space, longest, self.case.rng), proposal.start) for proposal in proposals]
+            control = verify(drawn, self._bench(allowance // 3), config)
+        return (
+            [replace(item, verification=result) for item, result in zip(advice, found, strict=True)],
+            [result for result in control if result is not None],
+        )
+
+    def _verify_rules(self, rules: list[Rule], allowance: int) -> tuple[list[Rule], int]:
+        """Rules with what was found of them in paired whole episodes, and the steps that it took."""
+        tried = [(rule, rule.plan) for rule in rules if rule.plan is not None]
+        if not tried:
+            return rules, 0
+        names = self.case.task.card.fact_names
+        habits = {rule.guard: Habit(parse(rule.guard, names), plan) for rule, plan in tried}
+        # Episodes are cut where the allowance would not last for a first look at every rule and at two sets.
+        affordable = allowance // (FIRST_LOOK * (len(habits) + 4))
+        longest = min(self.case.task.time_limit, max(self.config.analyse.horizon, affordable))
+        bench = self._bench(allowance, longest, gamma=1.0)
+        found = verify_rules(habits, bench, self.config.verify)
+        return [replace(rule, **found.get(rule.guard, {})) for rule in rules], allowance - bench.left
+
+    def _bench(self, allowance: int, horizon: int = 0, gamma: float | None = None) -> Bench:
+        return Bench(
+            self.case.batch,
+            self.case.policy,
+            self.case.gamma if gamma is None else gamma,
+            horizon or self.config.analyse.horizon,
+            self.case.budget,
+            "verify",
+            allowance,
+            self.case.rng,
+        )
+
+    def _carry_over(self, advice: list[Advice], rules: list[Rule]) -> tuple[list[Advice], list[Rule]]:
+        """What helped in the round before comes first, and is tried again under the new policy."""
+        if self.number == 1 or self.config.guidance.trust == "all":
+            return advice, rules
+        earlier = self.run.round(self.number - 1)
+        old = [item for item in load_advice(earlier / "verified.jsonl") if item.verdict == "helps"]
+        known = [replace(rule, together=None) for rule in load_rules(earlier / "verified-rules.jsonl") if rule.together]
+        guards = {rule.guard for rule in known}
+        return [*old, *advice], [*known, *(rule for rule in rules if rule.guard not in guards)]
+
+    def entries(self, advice: list[Advice]) -> list[Entry]:
+        """Advice with the facts, snapshots and actions of its states, each from its own round's episodes."""
+        rounds = {item.state.round: replace(self.case, episodes=self._episodes(item.state.round)) for item in advice}
+        entries = []
+        for item in advice:
+            origin = rounds[item.state.round]
+            episode = origin.episodes[item.state.episode]
+            t = item.state.t
+            taken = episode.actions[t : t + len(item.plan)]
+            entries.append(Entry(item, episode.facts[t], origin.snapshot(item.state), taken))
+        return entries
+
+    def _episodes(self, number: int) -> Episodes:
+        return Episodes(self.run.round(number) / "trajectories")
+
+    def guidance(self, stack: ExitStack, say: Callable[[str], None]) -> tuple[UltraGuidance, int]:
+        """What modulates training, and the steps that it may take for trying advice again.
+
+        Args:
+            stack: closes the environments for that when training ends.
+            say: tells a person.
+        """
+        config, folder, number = self.config, self.folder, self.number
+        advice = load_advice(folder / "verified.jsonl")
+        columns = self.case.task.card.matched
+        scale, radius = calibrate([episode.facts for episode in self.case.episodes], columns)
+        radius = config.guidance.radius or radius
+        book = AdviceBook(tuple(self.entries(advice)), columns, scale, radius)
+        names = self.case.task.card.fact_names
+        rules = [(rule, parse(rule.guard, names)) for rule in load_rules(folder / "verified-rules.jsonl")]
+        on_actions = config.method in ("ultra-a", "ultra-ra")
+        reserved, recheck = 0, None
+        if on_actions and config.guidance.trust == "helps" and any(item.verdict == "helps" for item in advice):
+            reserved = int(config.verify.recheck * self.config.round_steps)
+            batch = self.case.task.make_batch(2 * FIRST_LOOK, config.workers or None)
+            stack.callback(batch.close)
+            seed = [config.seed, number, len(STAGES) + 1]
+            gamma, horizon = config.ppo.gamma, config.analyse.horizon
+            recheck = Recheck(batch, book.entries, config.verify, gamma, horizon, self.case.budget, reserved, seed)
+        kept = [
+            sum(trusted(item, config.guidance.trust) for item in items) for items in (advice, [r for r, _ in rules])
+        ]
+        say(
+            f"guide     {kept[0]} of {len(book)} advices, matching radius {radius:.2f} in standardised facts; "
+            f"{kept[1]} of {len(rules)} rules"
+        )
+        guidance = UltraGuidance(
+            book,
+            self.case.task.action_space,
+            config.guidance,
+            config.ppo.environments,
+            on_actions=on_actions,
+            on_rewards=config.method in ("ultra-r", "ultra-ra"),
+            rng=np.random.default_rng([config.seed, number, len(STAGES)]),
+            rules=rules,
+            recheck=recheck,
+        )
+        return guidance, reserved
+
+
+def audit_of_run(run: Run) -> dict[str, Any] | None:
+    """The audit of all rounds' advice, rules and controls so far, or None if the method uses no advice."""
+    if not run.config.method.startswith("ultra"):
+        return None
+    numbers = [n for n in range(1, run.config.rounds + 1) if run.finished(f"round-{n}/verify")]
+    folders = [run.round(number) for number in numbers]
+    advice = [item for folder in folders for item in load_advice(folder / "verified.jsonl")]
+    rules = [rule for folder in folders for rule in load_rules(folder / "verified-rules.jsonl")]
+    control = [Verification(**item) for folder in folders for item in _read_control(folder)]
+    usage, found = usage_of(run), audit(advice)
+    helpful = found["helps"] + audit(rules)["helps"]
+    return found | {
+        "rules": audit(rules),
+        "random_control": audit_of(control) if control else None,
+        "tokens_per_helpful": usage["tokens"] / helpful if helpful and usage["used"] else None,
+        "cost_per_helpful": usage["cost"] / helpful if helpful and usage["used"] else None,
+    }
+
+
+def _read_control(folder: Path) -> list[dict[str, Any]]:
+    """What was found of random plans at the states of a round."""
+    found: list[dict[str, Any]] = json.loads((folder / "control.json").read_text(encoding="utf-8"))
+    return found
