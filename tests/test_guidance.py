@@ -40,7 +40,7 @@ from ultra.ppo import NO_GUIDANCE, Iteration, Learner, improve, optimizer, surro
 from ultra.rollout import Environments, Rollout
 from ultra.spaces import Actions, ActionSpace, Continuous, Discrete
 from ultra.tasks import Snapshot, Step, Task, get_task
-from ultra.tasks.batch import Facts, Indices, Observations
+from ultra.tasks.batch import Facts, Indices, Live, Observations
 from ultra.tasks.card import skeleton_card
 from ultra.verification import Recheck
 
@@ -527,7 +527,7 @@ class Line:
         self.clock[indices] = 0
         return self.observe()[indices]
 
-    def step(self, actions: Actions) -> Step:
+    def step(self, actions: Actions, live: Live = None) -> Step:
         self.place += actions - 1
         self.clock += 1
         rewards = self.place * 0.1

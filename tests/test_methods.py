@@ -28,7 +28,7 @@ from ultra.rollout import Environments
 from ultra.spaces import Actions, Discrete
 from ultra.statemask import BLIND, KEEP, BlindedBatch, importance, mask_task, train_mask
 from ultra.tasks import Snapshot, Step, Task, get_task
-from ultra.tasks.batch import Facts, Indices, Observations
+from ultra.tasks.batch import Facts, Indices, Live, Observations
 from ultra.tasks.card import skeleton_card
 
 POLICIES = Path(ultra.__file__).parent / "policies"
@@ -60,7 +60,7 @@ class Clockwork:
         self.place[indices] = [seed % 1000 / 1000 for seed in seeds]
         return self.observe()[indices]
 
-    def step(self, actions: Actions) -> Step:
+    def step(self, actions: Actions, live: Live = None) -> Step:
         rewards = ((self.clock == self.decisive) & (actions == 2)).astype(np.float64)
         self.clock += 1
         return Step(self.observe(), rewards, np.zeros(self.size, np.bool_), self.clock >= LIMIT)

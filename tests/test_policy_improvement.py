@@ -22,7 +22,7 @@ from ultra.plans import Plan, Segment
 from ultra.policy import Architecture, Policy, actor_critic, create_policy
 from ultra.spaces import Actions, Discrete
 from ultra.tasks import Snapshot, Step
-from ultra.tasks.batch import Facts, Indices, Observations
+from ultra.tasks.batch import Facts, Indices, Live, Observations
 from ultra.verification import Bench, Proposal, verify
 
 Array = NDArray[np.float64]
@@ -55,7 +55,7 @@ class Process:
         self.state[indices] = 0
         return self.observe(self.state[indices])
 
-    def step(self, actions: Actions) -> Step:
+    def step(self, actions: Actions, live: Live = None) -> Step:
         rewards = self.pays[self.state, actions]
         self.state = self.leads_to[self.state, actions]
         never = np.zeros(self.size, np.bool_)

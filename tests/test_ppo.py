@@ -26,7 +26,7 @@ from ultra.ppo import Iteration, Learner, advantages, improve, optimizer, surrog
 from ultra.rollout import Environments, Rollout
 from ultra.spaces import Actions, ActionSpace, Continuous, Discrete
 from ultra.tasks import Snapshot, Step, Task, get_task
-from ultra.tasks.batch import Facts, Indices, Observations
+from ultra.tasks.batch import Facts, Indices, Live, Observations
 from ultra.tasks.card import skeleton_card
 
 Array = NDArray[np.float64]
@@ -64,7 +64,7 @@ class Treadmill:
         self.clock[indices] = 0
         return self.observe()[indices]
 
-    def step(self, actions: Actions) -> Step:
+    def step(self, actions: Actions, live: Live = None) -> Step:
         self.clock += 1
         self.steps += 1
         over, never = self.clock >= self.limit, np.zeros(self.size, np.bool_)

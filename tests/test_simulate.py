@@ -21,7 +21,7 @@ from ultra.policy import Architecture, Decision, Policy, create_policy, load_pol
 from ultra.simulate import Branch, Habit, Outcome, simulate
 from ultra.spaces import Actions, ActionSpace, Continuous, Discrete
 from ultra.tasks import Batch, Snapshot, Step, Task, get_task
-from ultra.tasks.batch import Facts, Indices, Observations
+from ultra.tasks.batch import Facts, Indices, Live, Observations
 from ultra.trajectories import Episodes, Trajectory, load_trajectory, save_trajectory
 
 POLICIES = Path(ultra.__file__).parent / "policies"
@@ -59,7 +59,7 @@ class Walk:
         self.clock[indices] = 0
         return self.observe()[indices]
 
-    def step(self, actions: Actions) -> Step:
+    def step(self, actions: Actions, live: Live = None) -> Step:
         self.place += 0.1 * ((actions - 1) if self.discrete else actions[:, 0])
         self.clock += 1
         rewards = np.where(self.place > self.spoilt, np.nan, self.place + 1)
@@ -334,6 +334,31 @@ def test_a_guard_sees_the_step_before_of_its_own_episode() -> None:
                 assert now == pytest.approx(1.0, abs=1e-5)
         own = np.clip(np.array(diary.actions[seed])[0], -1, 1)
         assert forces[0] == pytest.approx(float(own[0]), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["hopper", "pong", "CartPole-v1"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_environments_that_are_not_live_stand_still(name: str, workers: int) -> None:
+    """The others step as if all did."""
+    task = get_task(name)
+    rng = np.random.default_rng(0)
+    live = np.array([True, False, False, True])
+    size = 1 if isinstance(task.action_space, Discrete) else task.action_space.size
+    draw = rng.integers(0, 2, (3, 4)) if size == 1 else rng.uniform(-1, 1, (3, 4, size)).astype(np.float32)
+    some, every = task.make_batch(4, workers), task.make_batch(4, workers)
+    try:
+        for batch in (some, every):
+            batch.reset(range(4), range(4))
+        before = some.snapshots([1, 2])
+        for actions in draw:
+            partly, fully = some.step(actions, live), every.step(actions)
+            np.testing.assert_array_equal(partly.observations[live], fully.observations[live])
+            np.testing.assert_array_equal(partly.rewards[live], fully.rewards[live])
+        assert some.snapshots([1, 2]) == before
+        assert some.snapshots([0, 3]) == every.snapshots([0, 3])
+    finally:
+        some.close()
+        every.close()
 
 
 # Trajectories

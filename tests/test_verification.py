@@ -26,7 +26,7 @@ from ultra.plans import Plan, Segment
 from ultra.policy import Architecture, Policy, create_policy, flatten, unflatten
 from ultra.spaces import Actions, ActionSpace, Continuous, Discrete
 from ultra.tasks import Snapshot, Step
-from ultra.tasks.batch import Facts, Indices, Observations
+from ultra.tasks.batch import Facts, Indices, Live, Observations
 from ultra.verification import FIRST_LOOK, Bench, Proposal, Trial, audit, interval, judge, looks, run_pairs, verify
 
 Array = NDArray[np.float64]
@@ -67,7 +67,7 @@ class Game:
         self.state[indices] = 0.0
         return self.observe(indices)
 
-    def step(self, actions: Actions) -> Step:
+    def step(self, actions: Actions, live: Live = None) -> Step:
         action = actions.reshape(self.size).astype(np.float64)
         clock, before, worth = self.state.T.copy()
         rewards = np.where(clock == 0, self.first(worth, action), self.second(before, action))

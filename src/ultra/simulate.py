@@ -14,7 +14,7 @@ from ultra.expression import Expression
 from ultra.plans import Plan, PlanTable
 from ultra.policy import Decision, Policy
 from ultra.spaces import Actions
-from ultra.tasks.batch import Batch, Facts, Observations, Snapshot, Step
+from ultra.tasks.batch import Batch, Facts, Live, Observations, Snapshot, Step
 
 NOISE_BLOCK = 256
 
@@ -139,7 +139,8 @@ def simulate(
             watcher.before(slots.jobs, slots.clocks, batch)
         observations = slots.observations
         slots.heed_guards()
-        step = batch.step(slots.planned(policy.architecture.action_space.clip(decision.actions)))
+        actions = slots.planned(policy.architecture.action_space.clip(decision.actions))
+        step = batch.step(actions, slots.live)
         slots.count(step)
         if watcher is not None:
             watcher.after(slots.jobs, observations, decision, step, batch)
@@ -186,6 +187,12 @@ class _Slots:
     def busy(self) -> bool:
         """Whether any branch is under way."""
         return bool((self.jobs >= 0).any())
+
+    @property
+    def live(self) -> Live:
+        """Which slots are at work; None if all are."""
+        live = self.jobs >= 0
+        return None if live.all() else live
 
     def decide(self) -> Decision:
         """What the policy does in every slot."""

@@ -24,7 +24,7 @@ from ultra.errors import UltraError
 from ultra.policy import Policy, create_policy, log_prob_function
 from ultra.ppo import Iteration, train
 from ultra.spaces import Actions, ActionSpace, Continuous, Discrete
-from ultra.tasks.batch import Batch, Facts, Indices, Observations, Snapshot, Step
+from ultra.tasks.batch import Batch, Facts, Indices, Live, Observations, Snapshot, Step
 from ultra.tasks.task import Task
 
 KEEP, BLIND = 0, 1
@@ -79,15 +79,15 @@ class BlindedBatch:
         self._seeds[indices], self._steps[indices] = seeds, 0
         return self._note(indices, self._batch.reset(indices, seeds))
 
-    def step(self, actions: Actions) -> Step:
-        """Step all environments with the policy's actions, or random ones where `actions` are `BLIND`."""
+    def step(self, actions: Actions, live: Live = None) -> Step:
+        """Step the environments with the policy's actions, or random ones where `actions` are `BLIND`."""
         assert self._observations is not None
         executed = self._space.clip(self._policy.decide(self._observations, self._quiet).actions).copy()
         blind = actions == BLIND
         for index in np.flatnonzero(blind):
             rng = np.random.default_rng([self._seeds[index], self._steps[index], _STREAM])
             executed[index] = random_action(self._space, rng)
-        step = self._batch.step(executed)
+        step = self._batch.step(executed, live)
         self._steps += 1
         self._observations = step.observations.copy()
         return replace(step, rewards=step.rewards + self._alpha * blind)

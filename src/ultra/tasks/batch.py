@@ -20,6 +20,8 @@ Facts = NDArray[np.float64]
 """(n, n_facts), columns in the order of the task's card."""
 Indices = Sequence[int] | NDArray[np.intp]
 """Which environments of a batch are meant."""
+Live = NDArray[np.bool_] | None
+"""(n,) which environments are to be stepped; None: all. What the others return means nothing."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class Batch(Protocol):
         """Start new episodes; returns the observations (len(indices), observation_size)."""
         ...
 
-    def step(self, actions: Actions) -> Step:
-        """Step all environments with actions inside the action space."""
+    def step(self, actions: Actions, live: Live = None) -> Step:
+        """Step the environments, all or those that are live, with actions inside the action space."""
         ...
 
     def facts(self) -> Facts:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ultra.errors import UltraError
 from ultra.spaces import Actions, Discrete, from_gymnasium
-from ultra.tasks.batch import Facts, Indices, Observations, Snapshot, Step
+from ultra.tasks.batch import Facts, Indices, Live, Observations, Snapshot, Step
 from ultra.tasks.sources import Reader
 from ultra.tasks.states import put, take
 
@@ -163,12 +163,14 @@ class GymnasiumBatch:
             self._episodes[index] = _Episode(int(seed))
         return self._observations[indices]
 
-    def step(self, actions: Actions) -> Step:
-        """Step every environment once."""
+    def step(self, actions: Actions, live: Live = None) -> Step:
+        """Step the environments once."""
         rewards = np.zeros(self.size)
         terminated = np.zeros(self.size, dtype=np.bool_)
         truncated = np.zeros(self.size, dtype=np.bool_)
-        for index, action in enumerate(self._own(actions)):
+        own = self._own(actions)
+        for index in range(self.size) if live is None else np.flatnonzero(live).tolist():
+            action = own[index]
             rewards[index], terminated[index], truncated[index] = self._act(index, action)
         return Step(self._observations.copy(), rewards, terminated, truncated & ~terminated)
 

@@ -21,7 +21,7 @@ from mujoco import rollout
 from numpy.typing import NDArray
 
 from ultra.spaces import Actions
-from ultra.tasks.batch import Facts, Indices, Observations, Snapshot, Step
+from ultra.tasks.batch import Facts, Indices, Live, Observations, Snapshot, Step
 
 Array = NDArray[np.float64]
 
@@ -100,15 +100,16 @@ class MujocoBatch:
             self._clock[index] = 0
         return self._observe(indices)
 
-    def step(self, actions: Actions) -> Step:
-        """Step all environments by `frame_skip` physics steps."""
+    def step(self, actions: Actions, live: Live = None) -> Step:
+        """Step the environments by `frame_skip` physics steps."""
         before = self._qpos.copy()
-        self._control[:] = actions[:, None, :]
-        self._rollout.rollout(
-            self._model, self._data, self._states, self._control, nstep=self._frame_skip, state=self._trace
-        )
-        self._states[:] = self._trace[:, -1]
-        self._clock += 1
+        rows = slice(None) if live is None or live.all() else np.flatnonzero(live)
+        states = self._states[rows]
+        control, trace = self._control[: len(states)], self._trace[: len(states)]
+        control[:] = actions[rows, None, :]
+        self._rollout.rollout(self._model, self._data, states, control, nstep=self._frame_skip, state=trace)
+        self._states[rows] = trace[:, -1]
+        self._clock[rows] += 1
         qpos, qvel = self._qpos, self._qvel
         rewards = self._physics.reward(before, qpos, np.asarray(actions, np.float64), self._seconds)
         terminated = np.zeros(self.size, dtype=np.bool_)

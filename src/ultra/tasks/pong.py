@@ -17,7 +17,7 @@ from ale_py import ALEInterface, ALEState, LoggerMode, roms
 from numpy.typing import NDArray
 
 from ultra.spaces import Actions
-from ultra.tasks.batch import Facts, Indices, Observations, Snapshot, Step
+from ultra.tasks.batch import Facts, Indices, Live, Observations, Snapshot, Step
 
 FRAME_SKIP = 4
 TIME_LIMIT = 27_000
@@ -173,16 +173,17 @@ class PongBatch:
         """Let one game run for some frames; returns the reward."""
         return float(sum(self._games[index].act(self._actions[action]) for action in frames))
 
-    def step(self, actions: Actions) -> Step:
-        """Step all games by four frames."""
+    def step(self, actions: Actions, live: Live = None) -> Step:
+        """Step the games by four frames."""
         rewards = np.zeros(self.size)
         terminated = np.zeros(self.size, dtype=np.bool_)
-        for index, game in enumerate(self._games):
+        for index in range(self.size) if live is None else np.flatnonzero(live).tolist():
+            game = self._games[index]
             frames = self._sticky[index].frames(int(actions[index]))
             rewards[index] = self._play(index, frames)
             terminated[index] = game.game_over(with_truncation=False)
             self._facts[index] = read_facts(game.getRAM(), self._facts[index])
-        self._clock += 1
+            self._clock[index] += 1
         return Step(self._observe(), rewards, terminated, self._clock >= TIME_LIMIT)
 
     def facts(self) -> Facts:

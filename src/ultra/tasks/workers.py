@@ -24,7 +24,7 @@ import numpy as np
 
 from ultra.errors import UltraError, WorkerError
 from ultra.spaces import Actions, Discrete
-from ultra.tasks.batch import Batch, Facts, Indices, Observations, Snapshot, Step
+from ultra.tasks.batch import Batch, Facts, Indices, Live, Observations, Snapshot, Step
 from ultra.tasks.task import Task, make_task
 
 _LENGTH = struct.Struct("<Q")
@@ -54,6 +54,7 @@ class _Shared:
             "actions": (np.float32, action_width),
             "rewards": (np.float64, 1),
             "ended": (np.float64, 2),
+            "live": (np.float64, 1),
             "facts": (np.float64, len(task.card.facts)),
         }
         total = sum(np.dtype(kind).itemsize * width * size + 64 for kind, width in columns.values())
@@ -177,9 +178,10 @@ class WorkerBatch:
         observations: Observations = self._shared.arrays["observations"]
         return observations.copy()
 
-    def step(self, actions: Actions) -> Step:
-        """Step all environments, each worker its own."""
+    def step(self, actions: Actions, live: Live = None) -> Step:
+        """Step the environments, each worker its own."""
         arrays = self._shared.arrays
+        arrays["live"][:, 0] = True if live is None else live
         arrays["actions"][:] = actions[:, None] if self._discrete else actions
         self._all("step")
         ended = arrays["ended"] != 0
@@ -224,7 +226,8 @@ def _answer(batch: Batch, arrays: dict[str, Any], discrete: bool, message: tuple
     match message:
         case ("step",):
             actions = arrays["actions"]
-            step = batch.step(actions[:, 0].astype(np.int64) if discrete else actions)
+            live = arrays["live"][:, 0] != 0
+            step = batch.step(actions[:, 0].astype(np.int64) if discrete else actions, None if live.all() else live)
             arrays["observations"][:] = step.observations
             arrays["rewards"][:, 0] = step.rewards
             arrays["ended"][:, 0], arrays["ended"][:, 1] = step.terminated, step.truncated
