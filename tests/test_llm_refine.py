@@ -36,7 +36,6 @@ def test_a_whole_refinement_states_what_the_model_cost(
     page = (out / "report" / "report.html").read_text()
     assert f"{asked} requests sent" in page
     assert "Where pole_angle &gt; 0.05" in page
-    assert "verifying rules and training with them is not built yet" in page
 
 
 def test_an_analyst_that_does_not_exist_is_bad_usage(

@@ -63,8 +63,24 @@ class Verification:
     steps: int
 
 
+class Tried:
+    """What advice and rules share: they may have been tried."""
+
+    verification: Verification | None
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What verification found, or None if it has not been tried."""
+        return self.verification.verdict if self.verification else None
+
+    @property
+    def strength(self) -> float:
+        """Factor of a relative plan: as verification chose, else 1."""
+        return self.verification.strength if self.verification else 1.0
+
+
 @dataclass(frozen=True)
-class Advice:
+class Advice(Tried):
     """What to do at a critical state, and what following it or not is worth.
 
     Raises:
@@ -90,16 +106,6 @@ class Advice:
                     f"{name} of episode {self.state.episode}, t = {self.state.t} is {value}, not in [-1, 1]"
                 )
 
-    @property
-    def verdict(self) -> Verdict | None:
-        """What verification found, or None if the advice has not been tried."""
-        return self.verification.verdict if self.verification else None
-
-    @property
-    def strength(self) -> float:
-        """Factor of a relative plan: as verification chose, else 1."""
-        return self.verification.strength if self.verification else 1.0
-
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {**asdict(self), "plan": self.plan.to_json()}
@@ -118,7 +124,7 @@ class Advice:
 
 
 @dataclass(frozen=True)
-class Rule:
+class Rule(Tried):
     """Advice for every state where a guard holds, also such that no table has seen.
 
     Raises:
@@ -144,16 +150,6 @@ class Rule:
             raise UltraError(f"the reward of rule {self.guard!r} is {self.reward}, not in [-1, 1]")
         if self.plan is None and self.reward == 0:
             raise UltraError(f"rule {self.guard!r} suggests nothing: give it a plan or a reward other than 0")
-
-    @property
-    def verdict(self) -> Verdict | None:
-        """What verification found, or None if the rule has not been tried."""
-        return self.verification.verdict if self.verification else None
-
-    @property
-    def strength(self) -> float:
-        """Factor of a relative plan: as verification chose, else 1."""
-        return self.verification.strength if self.verification else 1.0
 
     @property
     def reward_follow(self) -> float:
