@@ -17,6 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.llm_server import Answer, Request, Server
@@ -35,6 +37,7 @@ from ultra.config import (
     VerifyConfig,
 )
 from ultra.errors import UltraError
+from ultra.policy import Architecture, create_policy, save_policy
 from ultra.spaces import Discrete
 from ultra.tasks import Task, get_task
 
@@ -97,16 +100,19 @@ def run(name: str, folder: Path, steps: int, seed: int) -> None:
     env = EnvironmentConfig(kwargs=ENVIRONMENTS[name], module=str(folder / "field.py") if name == "Field-v0" else "")
     evaluate = EvaluateConfig(episodes=5)
     short = name.replace("/", "-")
-    raw = name == "MountainCar-v0"  # as SB3 users have it, without statistics: plain PPO gets stuck
-    train = TrainConfig(name, steps=1024, seed=seed, workers=1, env=env, ppo=ppo, evaluate=evaluate, normalize=not raw)
-    api.train(train, folder / short / "policy")
+    task = get_task(name, **env.options())
+    if name == "MountainCar-v0":  # untrained and without statistics: plain PPO gets stuck at -200
+        fresh = create_policy(Architecture(task.observation_size, task.action_space), np.random.default_rng(seed))
+        save_policy(fresh, folder / short / "policy")
+    else:
+        train = TrainConfig(name, steps=1024, seed=seed, workers=1, env=env, ppo=ppo, evaluate=evaluate)
+        api.train(train, folder / short / "policy")
     config = RefineConfig(
         task=name, policy=str(folder / short / "policy"), steps=steps, seed=seed, workers=1, env=env, ppo=ppo,
         evaluate=evaluate, collect=CollectConfig(episodes=3),
         analyse=AnalyseConfig(states=2, horizon=40, plan_steps=8, share=0.2),
         verify=VerifyConfig(share=0.3, branches=16),
     )  # fmt: skip
-    task = get_task(name, **env.options())
     print(f"{name}: snapshots by {task.snapshots}, {len(task.card.facts)} facts", flush=True)
     print(row("  search", api.refine(config, folder / short / "search")), flush=True)
     rules = MOUNTAIN_CAR if name == "MountainCar-v0" else []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import ultra
-from ultra import api, cli, evaluation, pipeline
+from ultra import api, cli, evaluation, pipeline, starting
 from ultra.advice import load_states
 from ultra.config import CollectConfig, EvaluateConfig, Method, PPOConfig, RefineConfig, RiceConfig, StateMaskConfig
 from ultra.errors import RunDirectoryError
@@ -184,7 +184,8 @@ def test_start_and_last_are_played_once_on_seeds_of_their_own(tmp_path: Path, mo
         played.append(seeds)
         return original(task, policy, seeds[:2], workers=workers)
 
-    monkeypatch.setattr(pipeline, "evaluate", evaluate)
+    for module in (pipeline, starting):
+        monkeypatch.setattr(module, "evaluate", evaluate)
     config = replace(BASE, method="random", evaluate=EvaluateConfig())
     result = api.refine(config, tmp_path / "run")
     assert len(played) == 2

@@ -37,6 +37,8 @@ def export_policy(policy: Policy, task: Task, out: Path) -> list[Path]:
     """
     torch = import_torch("write")
     check_fits(policy, task.name, task.observation_size, task.action_space)
+    if policy.architecture.image is not None:
+        raise PolicyError("policies that look at images cannot be written as Stable-Baselines3 zips yet")
     out = out if out.suffix == ".zip" else out.with_name(f"{out.name}.zip")
     make_directory(out.parent)
     vectorized, model = _model(policy.architecture, task)
