@@ -135,6 +135,8 @@ def simulate(
     slots = _Slots(batch, policy, branches, gamma, deterministic)
     while slots.busy:
         decision = slots.finish_expired(slots.decide())
+        if not slots.busy:
+            break
         if watcher is not None:
             watcher.before(slots.jobs, slots.clocks, batch)
         observations = slots.observations

@@ -107,7 +107,8 @@ class MujocoBatch:
         states = self._states[rows]
         control, trace = self._control[: len(states)], self._trace[: len(states)]
         control[:] = actions[rows, None, :]
-        self._rollout.rollout(self._model, self._data, states, control, nstep=self._frame_skip, state=trace)
+        if len(states):  # the library crashes on an empty batch
+            self._rollout.rollout(self._model, self._data, states, control, nstep=self._frame_skip, state=trace)
         self._states[rows] = trace[:, -1]
         self._clock[rows] += 1
         qpos, qvel = self._qpos, self._qvel
