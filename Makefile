@@ -16,7 +16,7 @@ $(shell [ -x $(BIN)/python ] || rm -f $(VENV)/.installed-*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart install install-llm install-sb3 install-ray test lint format lock clean
+.PHONY: help quickstart install install-llm install-sb3 install-ray install-envs test lint format lock clean
 
 help: ## print this list
 	@echo 'usage: make TARGET [PYTHON=python3.12] [ARGS="..."]'
@@ -33,6 +33,8 @@ install-llm: $(VENV)/.installed-llm ## add what talks to language models
 install-sb3: $(VENV)/.installed-sb3 ## add what reads and writes Stable-Baselines3 files (torch: large)
 
 install-ray: $(VENV)/.installed-ray ## add what runs studies on a Ray cluster
+
+install-envs: $(VENV)/.installed-envs ## add Box2D and MiniGrid, which some tests use
 
 test: $(VENV)/.installed-dev ## run the tests (ARGS go to pytest)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
@@ -87,6 +89,9 @@ $(VENV)/.installed-dev: $(INPUTS)
 
 $(VENV)/.installed-llm: $(INPUTS)
 	$(call pip_install,[llm])
+
+$(VENV)/.installed-envs: $(INPUTS)
+	$(call pip_install,[envs])
 
 $(VENV)/.installed-sb3: $(INPUTS)
 	$(call pip_install,[sb3])
