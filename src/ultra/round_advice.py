@@ -61,6 +61,7 @@ class RoundAdvice:
             allowance = int(config.verify.share * self.config.round_steps)
             rules, spent = self._verify_rules(rules, allowance // 2 if advice else allowance)
             advice, control = self._verify_advice(advice, allowance - spent)
+        lacking = config.guidance.trust == "helps"
         save_advice(advice, folder / "verified.jsonl")
         save_rules(rules, folder / "verified-rules.jsonl")
         write_json(folder / "control.json", [asdict(found) for found in control])
@@ -69,6 +70,7 @@ class RoundAdvice:
                 say(
                     f"          {found['tried'] + found['untried']} {name}: {found['helps']} help, "
                     f"{found['harms']} harm, {found['unclear']} unclear, {found['untried']} not tried"
+                    + (" (for lack of steps: raise --verify-budget)" if lacking and found["untried"] else "")
                 )
 
     def _verify_advice(self, advice: list[Advice], allowance: int) -> tuple[list[Advice], list[Verification]]:
