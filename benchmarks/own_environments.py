@@ -37,7 +37,8 @@ from ultra.config import (
     VerifyConfig,
 )
 from ultra.errors import UltraError
-from ultra.policy import Architecture, create_policy, save_policy
+from ultra.policy import Architecture, create_policy
+from ultra.policy_files import save_policy
 from ultra.spaces import Discrete
 from ultra.tasks import Task, get_task
 

@@ -16,7 +16,8 @@ from ultra.collection import collect
 from ultra.config import LLMConfig
 from ultra.describe import count_tokens
 from ultra.effects import measure
-from ultra.policy import Architecture, create_policy, load_policy
+from ultra.policy import Architecture, create_policy
+from ultra.policy_files import load_policy
 from ultra.quickstart import POLICIES
 from ultra.tasks import get_task
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from ultra.config import CollectConfig, RefineConfig
 from ultra.pipeline import Refinement
-from ultra.policy import Architecture, create_policy, save_policy
+from ultra.policy import Architecture, create_policy
+from ultra.policy_files import save_policy
 from ultra.progress import Reporter
 from ultra.tasks import get_task
 

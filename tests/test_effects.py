@@ -14,7 +14,7 @@ from ultra.collection import collect
 from ultra.describe import count_tokens
 from ultra.effects import Effects, describe_effects, measure
 from ultra.plans import Plan, Segment
-from ultra.policy import load_policy
+from ultra.policy_files import load_policy
 from ultra.tasks import Task, get_task
 from ultra.trajectories import Trajectory
 

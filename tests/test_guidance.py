@@ -26,16 +26,8 @@ from ultra.config import GuidanceConfig, PPOConfig
 from ultra.expression import Expression, parse
 from ultra.guidance.ultra import UltraGuidance, similarity
 from ultra.plans import Plan, Segment
-from ultra.policy import (
-    Architecture,
-    Policy,
-    actor_critic,
-    create_policy,
-    flatten,
-    load_policy,
-    log_prob,
-    log_prob_function,
-)
+from ultra.policy import Architecture, Policy, actor_critic, create_policy, flatten, log_prob, log_prob_function
+from ultra.policy_files import load_policy
 from ultra.ppo import NO_GUIDANCE, Iteration, Learner, improve, optimizer, surrogate, train
 from ultra.rollout import Environments, Rollout
 from ultra.spaces import Actions, ActionSpace, Continuous, Discrete

@@ -18,7 +18,8 @@ from ultra.config import CollectConfig, EvaluateConfig, Method, PPOConfig, Refin
 from ultra.errors import RunDirectoryError
 from ultra.evaluation import evaluation_seeds
 from ultra.pipeline import Refinement
-from ultra.policy import Policy, flatten, load_policy
+from ultra.policy import Policy, flatten
+from ultra.policy_files import load_policy
 from ultra.progress import Reporter, TrainingLog
 from ultra.tasks import Task, register, shipped
 from ultra.tasks import task as registry

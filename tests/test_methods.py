@@ -22,7 +22,9 @@ from ultra.guidance.base import Guidance, NoGuidance
 from ultra.guidance.jsrl import JSRLGuidance
 from ultra.guidance.novelty import Novelty
 from ultra.guidance.rice import RiceGuidance
-from ultra.policy import Architecture, Normalizer, Policy, create_policy, flatten, load_policy
+from ultra.normalizer import Normalizer
+from ultra.policy import Architecture, Policy, create_policy, flatten
+from ultra.policy_files import load_policy
 from ultra.ppo import Iteration, Learner, improve, optimizer, train
 from ultra.rollout import Environments
 from ultra.spaces import Actions, Discrete

@@ -27,7 +27,8 @@ from ultra.config import (
 )
 from ultra.errors import RunDirectoryError, UltraError
 from ultra.pipeline import Refinement
-from ultra.policy import Policy, create_policy, flatten, load_policy, save_policy
+from ultra.policy import Policy, create_policy, flatten
+from ultra.policy_files import load_policy, save_policy
 from ultra.progress import Reporter, TrainingLog
 from ultra.run import STAGES, Run, read_curve
 from ultra.tasks import Task, register, shipped

@@ -22,20 +22,19 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import norm
 
 from ultra.errors import PolicyError, UltraError
+from ultra.normalizer import Normalizer
 from ultra.policy import (
     Architecture,
-    Normalizer,
     Policy,
     actor_critic,
     check_fits,
     create_policy,
     flatten,
-    load_policy,
     log_prob_function,
     normalize,
-    save_policy,
     unflatten,
 )
+from ultra.policy_files import load_policy, save_policy
 from ultra.spaces import ActionSpace, Continuous, Discrete
 
 Arrays = dict[str, NDArray[Any]]

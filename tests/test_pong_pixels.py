@@ -32,7 +32,9 @@ from ultra.config import (
 from ultra.errors import PolicyError, UltraError
 from ultra.evaluation import evaluate
 from ultra.guidance.novelty import Novelty
-from ultra.policy import Architecture, Normalizer, Policy, create_policy, flatten, load_policy, save_policy
+from ultra.normalizer import Normalizer
+from ultra.policy import Architecture, Policy, create_policy, flatten
+from ultra.policy_files import load_policy, save_policy
 from ultra.tasks import Task, get_task, register, shipped
 from ultra.tasks import task as registry
 from ultra.tasks.pong import GYMNASIUM_ACTIONS, PongBatch, draw_noops

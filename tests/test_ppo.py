@@ -21,7 +21,8 @@ from ultra.checkpoint import load_checkpoint, save_checkpoint
 from ultra.config import PPOConfig
 from ultra.errors import DivergedError, RunDirectoryError, UltraError
 from ultra.guidance import NoGuidance
-from ultra.policy import Architecture, Normalizer, Policy, create_policy, flatten, unflatten
+from ultra.normalizer import Normalizer
+from ultra.policy import Architecture, Policy, create_policy, flatten, unflatten
 from ultra.ppo import Iteration, Learner, advantages, improve, optimizer, surrogate, train
 from ultra.rollout import Environments, Rollout
 from ultra.spaces import Actions, ActionSpace, Continuous, Discrete

@@ -20,8 +20,10 @@ from ultra import api, cli
 from ultra.config import EvaluateConfig, PPOConfig, RefineConfig
 from ultra.errors import PolicyError
 from ultra.evaluation import evaluate
+from ultra.normalizer import Normalizer
 from ultra.opening import open_policy
-from ultra.policy import Architecture, Normalizer, Policy, create_policy, load_policy, save_policy
+from ultra.policy import Architecture, Policy, create_policy
+from ultra.policy_files import load_policy, save_policy
 from ultra.sb3 import import_policy
 from ultra.sb3.exporting import export_policy
 from ultra.sb3.inert import UnsafePickleError, read_inert

@@ -17,7 +17,8 @@ from ultra.collection import collect
 from ultra.errors import DivergedError, RunDirectoryError, UltraError
 from ultra.expression import parse
 from ultra.plans import Plan, Segment
-from ultra.policy import Architecture, Decision, Policy, create_policy, load_policy, log_prob_function
+from ultra.policy import Architecture, Decision, Policy, create_policy, log_prob_function
+from ultra.policy_files import load_policy
 from ultra.simulate import Branch, Habit, Outcome, simulate
 from ultra.spaces import Actions, ActionSpace, Continuous, Discrete
 from ultra.tasks import Batch, Snapshot, Step, Task, get_task

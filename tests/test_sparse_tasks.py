@@ -14,7 +14,8 @@ from ultra.collection import collect
 from ultra.config import EvaluateConfig, PPOConfig, RefineConfig, TrainConfig
 from ultra.errors import UltraError
 from ultra.evaluation import evaluate
-from ultra.policy import Architecture, Policy, create_policy, save_policy
+from ultra.policy import Architecture, Policy, create_policy
+from ultra.policy_files import save_policy
 from ultra.tasks import Task, get_task
 
 NAMES = {"sparse-hopper": 0.6, "sparse-walker2d": 0.6, "sparse-halfcheetah": 5.0}

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from ultra.api import advise, collect, evaluate, finetune, identify, refine, report, study, train, verify
     from ultra.config import PPOConfig, RefineConfig, TrainConfig
     from ultra.errors import UltraError
-    from ultra.policy import Policy, load_policy, save_policy
+    from ultra.policy import Policy
+    from ultra.policy_files import load_policy, save_policy
     from ultra.tasks import Task, get_task, register
 
 __version__ = "0.1.0"
@@ -46,7 +47,8 @@ __all__ = [
 _HOMES = {
     "ultra.config": ("PPOConfig", "RefineConfig", "TrainConfig"),
     "ultra.errors": ("UltraError",),
-    "ultra.policy": ("Policy", "load_policy", "save_policy"),
+    "ultra.policy": ("Policy",),
+    "ultra.policy_files": ("load_policy", "save_policy"),
     "ultra.tasks": ("Task", "get_task", "register"),
 }
 

@@ -21,7 +21,8 @@ from ultra.fidelity import fidelity as score_fidelity
 from ultra.files import write_json
 from ultra.opening import open_policy
 from ultra.pipeline import Refinement
-from ultra.policy import Policy, load_policy
+from ultra.policy import Policy
+from ultra.policy_files import load_policy
 from ultra.progress import Reporter
 from ultra.reporting import write_report
 from ultra.run import STAGES, Run

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ultra.errors import PolicyError
-from ultra.policy import load_policy
+from ultra.policy_files import load_policy
 from ultra.sb3 import Imported, import_policy
 
 

@@ -31,7 +31,8 @@ from ultra.guidance.base import Guidance, NoGuidance
 from ultra.guidance.methods import STAGES as METHOD_STAGES
 from ultra.guidance.methods import STARTS, allowance_of, analysis_of, analyst_of, baseline
 from ultra.opening import open_policy
-from ultra.policy import Policy, check_fits, load_policy, save_policy
+from ultra.policy import Policy, check_fits
+from ultra.policy_files import load_policy, save_policy
 from ultra.ppo import train
 from ultra.progress import Reporter, TrainingLog
 from ultra.round_advice import RoundAdvice, audit_of_run

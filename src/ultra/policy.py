@@ -1,15 +1,11 @@
-"""Actor-critic policies: Gaussian or categorical networks in JAX, saved as JSON and safetensors."""
+"""Actor-critic policies: Gaussian or categorical networks in JAX."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from operator import index
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +15,9 @@ from numpy.typing import NDArray
 
 from ultra import networks
 from ultra.errors import PolicyError, UltraError
-from ultra.files import make_directory, write_atomically
 from ultra.networks import Image
-from ultra.spaces import Actions, ActionSpace, Continuous, Discrete, from_json, mixing, to_json
+from ultra.normalizer import Normalizer
+from ultra.spaces import Actions, ActionSpace, Continuous, Discrete, mixing
 from ultra.tasks.batch import Observations
 from ultra.xla import keep_compiled_code
 
@@ -32,9 +28,6 @@ Params = dict[str, Any]
 `shared`, a list like them, where both begin with the same layers, and `features` likewise for images;
 `form` where the network is not the usual one."""
 
-FORMAT = 1
-EXTENDED_FORMAT = 2
-"""Of policies with what format 1 does not know: activations other than tanh, unlike or shared layers."""
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "tanh": jnp.tanh,
     "relu": jax.nn.relu,
@@ -43,8 +36,6 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "leaky_relu": jax.nn.leaky_relu,
 }
 """What may stand between the layers."""
-_STATISTICS = ("count", "reward_variance", "reward_count", "clip")
-"""Numbers of a `Normalizer` that `policy.json` holds."""
 _LOG_2PI = float(np.log(2 * np.pi))
 
 
@@ -127,65 +118,6 @@ class Form:
     def entry(self) -> Params:
         """The entry of the weights' tree that holds this; none for the usual form."""
         return {} if self == Form() else {"form": self}
-
-
-@dataclass(frozen=True)
-class Normalizer:
-    """Statistics by which observations are centred and rewards scaled.
-
-    Attributes:
-        mean, variance: (observation_size,) float64, of the observations seen.
-        count: observations seen; 0 leaves observations as they are.
-        reward_variance: mean square of the discounted return; rewards are divided by its root.
-        reward_count: returns seen; 0 leaves rewards as they are.
-        clip: normalised observations are cut to [-clip, clip].
-    """
-
-    mean: NDArray[np.float64]
-    variance: NDArray[np.float64]
-    count: float = 0.0
-    reward_variance: float = 1.0
-    reward_count: float = 0.0
-    clip: float = 10.0
-
-    @classmethod
-    def identity(cls, size: int) -> Normalizer:
-        """Statistics that change nothing."""
-        return cls(np.zeros(size), np.ones(size))
-
-    @property
-    def reward_scale(self) -> float:
-        """What rewards are divided by before learning; the critic predicts returns in these units."""
-        return float(np.sqrt(self.reward_variance + 1e-8)) if self.reward_count else 1.0
-
-    def arrays(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """Shift, factor (observation_size,) and clip () as float32, for compiled functions."""
-        if not self.count:
-            shift, factor, clip = np.zeros_like(self.mean), np.ones_like(self.mean), np.inf
-        else:
-            shift, factor, clip = self.mean, 1.0 / np.sqrt(self.variance + 1e-8), self.clip
-        return shift.astype(np.float32), factor.astype(np.float32), np.float32(clip)  # type: ignore[return-value]
-
-    def with_observations(self, observations: NDArray[Any]) -> Normalizer:
-        """Take in observations (k, observation_size)."""
-        sample = observations.mean(axis=0, dtype=np.float64), observations.var(axis=0, dtype=np.float64)
-        mean, variance, count = _merge((self.mean, self.variance, self.count), (*sample, len(observations)))
-        return replace(self, mean=mean, variance=variance, count=count)
-
-    def with_returns(self, returns: NDArray[Any]) -> Normalizer:
-        """Take in discounted returns since the beginning of episodes, of any shape."""
-        old = (0.0, self.reward_variance, self.reward_count)
-        _, variance, count = _merge(old, (0.0, float(np.square(returns).mean()), returns.size))
-        return replace(self, reward_variance=float(variance), reward_count=float(count))
-
-
-def _merge(a: tuple[Any, Any, float], b: tuple[Any, Any, float]) -> tuple[Any, Any, float]:
-    """Mean, variance and count of two samples together (Chan et al., 1979)."""
-    total = a[2] + b[2]
-    gap = b[0] - a[0]
-    mean = a[0] + gap * b[2] / total
-    variance = (a[1] * a[2] + b[1] * b[2] + gap**2 * a[2] * b[2] / total) / total
-    return mean, variance, total
 
 
 class Decision(NamedTuple):
@@ -358,149 +290,6 @@ def unflatten(flat: Mapping[str, NDArray[Any]], form: Form | None = None) -> Par
     if "log_std" in flat:
         params["log_std"] = jnp.asarray(flat["log_std"])
     return params
-
-
-def save_policy(policy: Policy, directory: Path, about: Mapping[str, Any] | None = None) -> None:
-    """Write a policy as `policy.json` and `weights.safetensors`; each file appears whole or not at all.
-
-    Args:
-        policy: what to save.
-        directory: made if it does not exist.
-        about: how the policy was made; kept in `policy.json` under `about`.
-
-    Raises:
-        PolicyError: if a weight is not finite.
-        UltraError: if the place cannot be written.
-    """
-    from safetensors.numpy import save
-
-    policy.check_finite("cannot save the policy")
-    make_directory(directory)
-    architecture, normalizer = policy.architecture, policy.normalizer
-    arrays = flatten(policy.params) | {
-        "normalizer.mean": normalizer.mean,
-        "normalizer.variance": normalizer.variance,
-    }
-    extension = _extension_to_json(architecture)
-    header = {
-        "format": EXTENDED_FORMAT if extension else FORMAT,
-        "observation_size": architecture.observation_size,
-        "action_space": to_json(architecture.action_space),
-        "hidden": list(architecture.hidden),
-        **extension,
-        **({"image": list(architecture.image)} if architecture.image else {}),
-        "normalizer": {name: getattr(normalizer, name) for name in _STATISTICS},
-        "about": dict(about or {}),
-    }
-    write_atomically(directory / "weights.safetensors", save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
-    write_atomically(directory / "policy.json", json.dumps(header, indent=2).encode() + b"\n")
-
-
-def _extension_to_json(architecture: Architecture) -> dict[str, Any]:
-    """What format 1 does not know of an architecture; empty if that is nothing."""
-    plain = replace(architecture, critic_hidden=None, shared=(), activation="tanh")
-    if architecture == plain and not architecture.form.parts:
-        return {}
-    critic = architecture.hidden if architecture.critic_hidden is None else architecture.critic_hidden
-    return {
-        "critic_hidden": list(critic),
-        "shared": list(architecture.shared),
-        "activation": architecture.activation,
-    }
-
-
-def load_policy(directory: str | os.PathLike[str]) -> Policy:
-    """Read a policy that `save_policy` wrote.
-
-    Raises:
-        PolicyError: if a file is missing, damaged, of another format, or holds arrays or numbers that
-            do not fit or are not finite.
-    """
-    from safetensors import SafetensorError
-
-    path = Path(directory)
-    if not path.exists():
-        raise PolicyError(f"no policy at {path}: give the directory that holds policy.json")
-    if not (path / "policy.json").is_file():
-        raise PolicyError(f"{path} holds no policy.json: it is not a policy saved by ultra")
-    try:
-        policy = _read_policy(path)
-    except PolicyError:
-        raise
-    except UltraError as error:
-        raise PolicyError(f"{path}: {error}: copy or train it again") from error
-    except (OSError, json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as error:
-        raise PolicyError(
-            f"{path}: the policy is missing a file or damaged ({error}): copy or train it again"
-        ) from error
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise PolicyError(f"{path}: the policy's header is damaged ({error!r}): copy or train it again") from error
-    policy.check_finite(str(path))
-    return policy
-
-
-def _read_policy(path: Path) -> Policy:
-    """Read a policy's two files and check that they fit each other."""
-    from safetensors.numpy import load
-
-    header = json.loads((path / "policy.json").read_text(encoding="utf-8"))
-    if header["format"] not in (FORMAT, EXTENDED_FORMAT):
-        raise PolicyError(
-            f"{path}: policy format {header['format']!r} is not {FORMAT} or {EXTENDED_FORMAT}: update ultra"
-        )
-    size, hidden = index(header["observation_size"]), tuple(map(index, header["hidden"]))
-    image = tuple(map(index, header["image"])) if "image" in header else None
-    if image is not None and len(image) != 3:
-        raise UltraError(f"image is {list(image)}, but should be height, width and channels")
-    architecture = Architecture(size, from_json(header["action_space"]), hidden, image)
-    if header["format"] == EXTENDED_FORMAT:
-        critic, shared = (tuple(map(index, header[name])) for name in ("critic_hidden", "shared"))
-        critic_hidden = None if critic == hidden else critic
-        architecture = replace(
-            architecture, critic_hidden=critic_hidden, shared=shared, activation=header["activation"]
-        )
-    arrays = load((path / "weights.safetensors").read_bytes())
-    _check_arrays(architecture, arrays)
-    mean, variance = (arrays.pop(f"normalizer.{name}").astype(np.float64) for name in ("mean", "variance"))
-    statistics = header["normalizer"]
-    if set(statistics) != set(_STATISTICS):
-        raise UltraError(f"the normalizer holds {sorted(statistics)}, but should hold {sorted(_STATISTICS)}")
-    normalizer = Normalizer(mean, variance, **statistics)
-    _check_statistics(normalizer)
-    weights = {k: v.astype(np.float32) for k, v in arrays.items()}
-    return Policy(architecture, unflatten(weights, architecture.form), normalizer)
-
-
-def _check_arrays(architecture: Architecture, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Compare names and shapes of the arrays with those that the architecture needs."""
-    size, space = architecture.observation_size, architecture.action_space
-    wanted: dict[str, tuple[int, ...]] = {"normalizer.mean": (size,), "normalizer.variance": (size,)}
-    if architecture.image is not None:
-        for i, shape in enumerate(networks.shapes(architecture.image)):
-            wanted |= {f"features.{i}.w": shape, f"features.{i}.b": shape[-1:]}
-    for net, sizes in architecture.sizes.items():
-        for i, (rows, columns) in enumerate(pairwise(sizes)):
-            wanted |= {f"{net}.{i}.w": (rows, columns), f"{net}.{i}.b": (columns,)}
-    if isinstance(space, Continuous):
-        wanted["log_std"] = (space.size,)
-    for name in sorted({*wanted, *arrays}):
-        found = arrays[name].shape if name in arrays else "missing"
-        if found != wanted.get(name, "absent"):
-            raise UltraError(f"array {name!r} is {found}, but by policy.json it should be {wanted.get(name, 'absent')}")
-        if arrays[name].dtype.kind != "f":
-            raise UltraError(f"array {name!r} holds {arrays[name].dtype}, not floating-point numbers")
-
-
-def _check_statistics(normalizer: Normalizer) -> None:
-    """Check that the statistics are numbers by which observations and rewards can be scaled."""
-    for name in _STATISTICS:
-        value = getattr(normalizer, name)
-        if type(value) not in (int, float) or not 0 <= value < np.inf:
-            raise UltraError(f"the normalizer's {name} must be a finite number and not negative, not {value!r}")
-    for name, array, lowest in (("mean", normalizer.mean, -np.inf), ("variance", normalizer.variance, 0.0)):
-        bad = np.flatnonzero(~(np.isfinite(array) & (array >= lowest)))
-        if len(bad):
-            raise UltraError(f"the normalizer's {name} is {array[bad[0]]} for entry {bad[0]} of the observation")
 
 
 def check_fits(policy: Policy, name: str, observation_size: int, space: ActionSpace) -> None:

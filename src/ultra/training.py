@@ -11,7 +11,8 @@ from ultra.config import TrainConfig
 from ultra.evaluation import evaluate, evaluation_seeds
 from ultra.files import write_json
 from ultra.pipeline import task_of
-from ultra.policy import Architecture, create_policy, load_policy, save_policy
+from ultra.policy import Architecture, create_policy
+from ultra.policy_files import load_policy, save_policy
 from ultra.ppo import train
 from ultra.progress import Reporter, TrainingLog
 from ultra.run import Run, versions

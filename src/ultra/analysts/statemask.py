@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ultra.advice import Advice, CriticalState
 from ultra.analysts.base import Case
-from ultra.policy import save_policy
+from ultra.policy_files import save_policy
 from ultra.ppo import Iteration
 from ultra.statemask import importance, train_mask
 

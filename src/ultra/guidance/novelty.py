@@ -17,7 +17,8 @@ import optax
 from numpy.typing import NDArray
 
 from ultra.networks import Image, orthogonal
-from ultra.policy import Normalizer, Params, normalize
+from ultra.normalizer import Normalizer
+from ultra.policy import Params, normalize
 from ultra.tasks.batch import Observations
 
 TARGET = (128, 64)

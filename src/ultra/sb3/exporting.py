@@ -11,7 +11,8 @@ import numpy as np
 
 from ultra.errors import PolicyError
 from ultra.files import make_directory
-from ultra.policy import Architecture, Normalizer, Policy, check_fits, flatten
+from ultra.normalizer import Normalizer
+from ultra.policy import Architecture, Policy, check_fits, flatten
 from ultra.sb3.archive import import_torch
 from ultra.sb3.importing import ACTIVATIONS
 from ultra.tasks.task import Task

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.errors import PolicyError, UltraError
-from ultra.policy import Architecture, Normalizer, Policy, unflatten
+from ultra.normalizer import Normalizer
+from ultra.policy import Architecture, Policy, unflatten
 from ultra.sb3.archive import Archive, read_archive
 from ultra.sb3.statistics import find_statistics, read_statistics, usual_places
 from ultra.spaces import ActionSpace, Continuous, Discrete

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.errors import PolicyError
-from ultra.policy import Normalizer
+from ultra.normalizer import Normalizer
 from ultra.sb3.inert import Inert, UnsafePickleError, attributes, read_inert
 
 _EPSILON = 1e-8

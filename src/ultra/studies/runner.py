@@ -13,7 +13,8 @@ from ultra.errors import RunDirectoryError, UltraError
 from ultra.files import make_directory, write_json
 from ultra.permits import hold_file, make_permits
 from ultra.pipeline import task_of
-from ultra.policy import check_fits, load_policy, save_policy
+from ultra.policy import check_fits
+from ultra.policy_files import load_policy, save_policy
 from ultra.run import Run
 from ultra.studies.display import Display
 from ultra.studies.plan import Job, Study, StudyTask, read_study, shipped_policy, slug
