@@ -89,9 +89,10 @@ def update(task: str) -> Measured:
     """Our update alone, with the settings that all libraries share."""
     import numpy as np
 
+    from ultra.checkpoint import Learner
     from ultra.config import PPOConfig
     from ultra.guidance.base import NoGuidance
-    from ultra.ppo import Learner, improve, optimizer
+    from ultra.ppo import improve, optimizer
     from ultra.rollout import Environments
 
     config = PPOConfig(**SAME)

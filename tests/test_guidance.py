@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 import ultra
 from ultra.advice import Advice, AdviceBook, CriticalState, Entry, Rule, Verdict, Verification, calibrate
 from ultra.analysts.random import random_plan
+from ultra.checkpoint import Learner
 from ultra.collection import collect
 from ultra.config import GuidanceConfig, PPOConfig
 from ultra.expression import Expression, parse
@@ -28,7 +29,7 @@ from ultra.guidance.ultra import UltraGuidance, similarity
 from ultra.plans import Plan, Segment
 from ultra.policy import Architecture, Policy, actor_critic, create_policy, flatten, log_prob, log_prob_function
 from ultra.policy_files import load_policy
-from ultra.ppo import NO_GUIDANCE, Iteration, Learner, improve, optimizer, surrogate, train
+from ultra.ppo import NO_GUIDANCE, Iteration, improve, optimizer, surrogate, train
 from ultra.rollout import Environments, Rollout
 from ultra.spaces import Actions, ActionSpace, Continuous, Discrete
 from ultra.tasks import Snapshot, Step, Task, get_task

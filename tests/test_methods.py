@@ -14,6 +14,7 @@ import pytest
 
 import ultra
 from ultra.analysts.statemask import most_important
+from ultra.checkpoint import Learner
 from ultra.collection import collect, collect_within
 from ultra.config import JSRLConfig, PPOConfig, StateMaskConfig
 from ultra.errors import UltraError
@@ -25,7 +26,7 @@ from ultra.guidance.rice import RiceGuidance
 from ultra.normalizer import Normalizer
 from ultra.policy import Architecture, Policy, create_policy, flatten
 from ultra.policy_files import load_policy
-from ultra.ppo import Iteration, Learner, improve, optimizer, train
+from ultra.ppo import Iteration, improve, optimizer, train
 from ultra.rollout import Environments
 from ultra.spaces import Actions, Discrete
 from ultra.statemask import BLIND, KEEP, BlindedBatch, importance, mask_task, train_mask

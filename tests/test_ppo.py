@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ultra.budget import StepBudget
-from ultra.checkpoint import load_checkpoint, save_checkpoint
+from ultra.checkpoint import Learner, load_checkpoint, save_checkpoint
 from ultra.config import PPOConfig
 from ultra.errors import DivergedError, RunDirectoryError, UltraError
 from ultra.guidance import NoGuidance
 from ultra.normalizer import Normalizer
 from ultra.policy import Architecture, Policy, create_policy, flatten, unflatten
-from ultra.ppo import Iteration, Learner, advantages, improve, optimizer, surrogate, train
+from ultra.ppo import Iteration, advantages, improve, optimizer, surrogate, train
 from ultra.rollout import Environments, Rollout
 from ultra.spaces import Actions, ActionSpace, Continuous, Discrete
 from ultra.tasks import Snapshot, Step, Task, get_task

@@ -6,7 +6,7 @@ import io
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +17,24 @@ from numpy.typing import NDArray
 
 from ultra.errors import RunDirectoryError
 from ultra.files import write_atomically
-from ultra.policy import flatten, unflatten
+from ultra.policy import Policy, flatten, unflatten
 from ultra.tasks.batch import Snapshot
 
 if TYPE_CHECKING:
-    from ultra.ppo import Learner
     from ultra.rollout import Environments
 
 
 SECONDS_BETWEEN = 20.0
 """A checkpoint is written at most this often, and when training is interrupted."""
+
+
+@dataclass
+class Learner:
+    """What training changes: all of it is in a checkpoint."""
+
+    policy: Policy
+    optimizer_state: Any
+    steps: int = 0
 
 
 class CheckpointFile:

@@ -21,6 +21,8 @@ from ultra.normalizer import Normalizer
 from ultra.policy import Architecture, Policy, flatten, unflatten
 from ultra.spaces import Continuous, from_json, to_json
 
+SHIPPED = Path(__file__).parent / "policies"
+"""Sub-optimal policies that come with the package, by task."""
 FORMAT = 1
 EXTENDED_FORMAT = 2
 """Of policies with what format 1 does not know: activations other than tanh, unlike or shared layers."""

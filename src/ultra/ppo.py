@@ -20,7 +20,7 @@ import optax
 from numpy.typing import NDArray
 
 from ultra.budget import StepBudget
-from ultra.checkpoint import CheckpointFile
+from ultra.checkpoint import CheckpointFile, Learner
 from ultra.config import PPOConfig
 from ultra.errors import DivergedError, UltraError
 from ultra.guidance.base import Guidance, LossTerm, NoGuidance
@@ -53,15 +53,6 @@ class Iteration:
     """Returns of the episodes that finished lately, without guidance's rewards."""
     metrics: dict[str, float]
     """TensorBoard names and values."""
-
-
-@dataclass
-class Learner:
-    """What training changes: all of it is in a checkpoint."""
-
-    policy: Policy
-    optimizer_state: Any
-    steps: int = 0
 
 
 def optimizer(config: PPOConfig) -> optax.GradientTransformation:

@@ -10,11 +10,10 @@ from rich.table import Table
 
 from ultra.api import refine
 from ultra.config import AnalyseConfig, CollectConfig, EvaluateConfig, PPOConfig, RefineConfig
+from ultra.policy_files import SHIPPED
 from ultra.progress import Reporter
 from ultra.reporting import advice_of, comparison, draw_curves, explain
 from ultra.run import Run
-
-POLICIES = Path(__file__).parent / "policies"
 
 DEFAULTS = {
     "hopper": RefineConfig(task="hopper", steps=200_000),
@@ -41,7 +40,7 @@ def quickstart(task: str, out: Path, steps: int, seed: int, reporter: Reporter) 
         reporter: tells a person how far it is.
     """
     console = Console(highlight=False)
-    config = replace(DEFAULTS[task], policy=str(POLICIES / task), seed=seed)
+    config = replace(DEFAULTS[task], policy=str(SHIPPED / task), seed=seed)
     if steps:
         config = replace(config, steps=steps)
     folder = out / task

@@ -10,7 +10,7 @@ from typing import Any
 
 from ultra.config import RefineConfig, TrainConfig
 from ultra.errors import UltraError
-from ultra.quickstart import POLICIES
+from ultra.policy_files import SHIPPED
 from ultra.records import closest, record_from
 
 DECIDED = ("task", "policy", "method", "analyst", "seed", "workers")
@@ -266,9 +266,9 @@ def shipped_policy(task: StudyTask, folder: Path) -> Path:
     name = task.policy.removeprefix("shipped:") if task.policy.startswith("shipped:") else task.environment
     if task.policy and not task.policy.startswith("shipped:"):
         return folder / task.policy
-    if (POLICIES / name / "policy.json").is_file():
-        return POLICIES / name
-    known = [path.parent.name for path in POLICIES.glob("*/policy.json")]
+    if (SHIPPED / name / "policy.json").is_file():
+        return SHIPPED / name
+    known = [path.parent.name for path in SHIPPED.glob("*/policy.json")]
     raise UltraError(
         f"tasks.{task.name}: no policy ships for {name!r} ({closest(name, known)}): give `policy: DIR`, "
         "or `train: {steps: N}` to train one"
