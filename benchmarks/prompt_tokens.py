@@ -17,8 +17,7 @@ from ultra.config import LLMConfig
 from ultra.describe import count_tokens
 from ultra.effects import measure
 from ultra.policy import Architecture, create_policy
-from ultra.policy_files import load_policy
-from ultra.quickstart import POLICIES
+from ultra.policy_files import SHIPPED, load_policy
 from ultra.tasks import get_task
 
 EPISODES = 20
@@ -31,7 +30,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for name in ("pong", "hopper", "walker2d", "halfcheetah", "reacher"):
         task = get_task(name)
-        shipped = POLICIES / name
+        shipped = SHIPPED / name
         architecture = Architecture(task.observation_size, task.action_space)
         policy = load_policy(shipped) if shipped.is_dir() else create_policy(architecture, np.random.default_rng(0))
         episodes = collect(task, policy, list(range(EPISODES)), 0.99, longest=LONGEST.get(name))
