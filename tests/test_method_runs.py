@@ -102,9 +102,9 @@ def test_every_step_of_the_simulator_is_counted(tmp_path: Path, monkeypatch: pyt
     taken = []
     original = MujocoBatch.step
 
-    def step(self: MujocoBatch, actions: Any) -> Any:
-        taken.append(self.size)
-        return original(self, actions)
+    def step(self: MujocoBatch, actions: Any, live: Any = None) -> Any:
+        taken.append(self.size if live is None else int(live.sum()))
+        return original(self, actions, live)
 
     monkeypatch.setattr(MujocoBatch, "step", step)
     api.identify(path)
