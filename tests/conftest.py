@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from tests.llm_runs import make_policy, make_run
 
-
 # In the background of a shell script Ctrl-C is ignored, also by the processes that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
