@@ -45,6 +45,9 @@ from ultra.trajectories import Episodes, save_trajectory
 from ultra.usage import usage_of
 
 BRANCHES_TOGETHER = 64
+"""Environments for branches, where they step as one array."""
+SINGLE_BRANCHES = 16
+"""The same where each is an object of its own: more take long to make and step no faster."""
 
 
 class Refinement:
@@ -306,7 +309,8 @@ class _CaseContext:
     def __enter__(self) -> Case:
         own = self._refinement
         config = own.config
-        self._batches.append(own.task.make_batch(BRANCHES_TOGETHER, config.workers or None))
+        together = BRANCHES_TOGETHER if own.task.make_threaded_batch else min(SINGLE_BRANCHES, BRANCHES_TOGETHER)
+        self._batches.append(own.task.make_batch(together, config.workers or None))
         self._batches.append(own.task.make_local_batch(1))
         title = f"{self._stage:<9} "
         episodes = Episodes(own.run.round(self._number) / "trajectories")
