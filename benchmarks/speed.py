@@ -391,7 +391,7 @@ def page(rows: list[dict[str, Any]], missing: dict[str, str], rounds: int, readi
                 lines.append(
                     f"| {CONTENDERS[name][0]} | {statistics.median(values):,.0f} | {min(values):,.0f} to "
                     f"{max(values):,.0f} | {statistics.median(row['megabytes'] for row in found):,.0f} | "
-                    f"{f'+{first:.1f} s' if first else ''} |"
+                    f"{f'{first:+.1f} s' if first else ''} |"
                 )
         lines += ["", "| ratio, by round | median | range |", "|---|---|---|"]
         for one, other, words in RATIOS:
