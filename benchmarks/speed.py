@@ -21,8 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -338,18 +337,16 @@ def measure(contender: str, task: str) -> Measured:
     return found
 
 
-@contextmanager
-def table(path: Path) -> Iterator[list[dict[str, Any]]]:
-    """Rows that were measured before; new ones are written at once."""
-    rows: list[dict[str, Any]] = []
-    if path.is_file():
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [
-                {"task": r["task"], "contender": r["contender"], "round": int(r["round"]),
-                 **{k: float(r[k]) for k in ("rate", "first", "megabytes")}}
-                for r in csv.DictReader(file)
-            ]  # fmt: skip
-    yield rows
+def measured_before(path: Path) -> list[dict[str, Any]]:
+    """The rows of the CSV file; none if there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            {"task": r["task"], "contender": r["contender"], "round": int(r["round"]),
+             **{k: float(r[k]) for k in ("rate", "first", "megabytes")}}
+            for r in csv.DictReader(file)
+        ]  # fmt: skip
 
 
 def save(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -422,22 +419,22 @@ def main() -> None:
         return
     data = options.out.with_suffix(".csv")
     missing: dict[str, str] = {}
-    with table(data) as rows:
-        done = {(row["task"], row["contender"], row["round"]) for row in rows}
-        for number in range(options.rounds):
-            for task in tasks:
-                for name in options.only or CONTENDERS:
-                    if (task, name, number) in done or name in missing:
-                        continue
-                    try:
-                        found = measure(name, task)
-                    except RuntimeError as error:
-                        missing[name] = str(error)
-                        print(f"{name}: left out ({error})", flush=True)
-                        continue
-                    rows.append({"task": task, "contender": name, "round": number, **found})
-                    save(data, rows)
-                    print(f"round {number} {task:<12} {name:<14} {found['rate']:10,.0f} steps/s", flush=True)
+    rows = measured_before(data)
+    done = {(row["task"], row["contender"], row["round"]) for row in rows}
+    for number in range(options.rounds):
+        for task in tasks:
+            for name in options.only or CONTENDERS:
+                if (task, name, number) in done or name in missing:
+                    continue
+                try:
+                    found = measure(name, task)
+                except RuntimeError as error:
+                    missing[name] = str(error)
+                    print(f"{name}: left out ({error})", flush=True)
+                    continue
+                rows.append({"task": task, "contender": name, "round": number, **found})
+                save(data, rows)
+                print(f"round {number} {task:<12} {name:<14} {found['rate']:10,.0f} steps/s", flush=True)
     reading = "\n"
     if options.out.is_file() and READING in (text := options.out.read_text(encoding="utf-8")):
         reading = text.split(READING, 1)[1].lstrip("\n").join(["\n", ""])

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.short_tasks import registered
 
 import ultra
 from ultra import api, cli, evaluation, pipeline, starting
@@ -21,8 +22,7 @@ from ultra.pipeline import Refinement
 from ultra.policy import Policy, flatten
 from ultra.policy_files import load_policy
 from ultra.progress import Reporter, TrainingLog
-from ultra.tasks import Task, register, shipped
-from ultra.tasks import task as registry
+from ultra.tasks import Task, shipped
 from ultra.tasks.mujoco import MujocoBatch
 from ultra.trajectories import Episodes
 
@@ -49,10 +49,7 @@ def brief_hopper() -> Task:
 @pytest.fixture(scope="module", autouse=True)
 def _brief_task() -> Iterator[None]:
     """A shipped task with episodes that are cut off early."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_registry", dict(registry._registry))
-        patch.setattr(pipeline, "BRANCHES_TOGETHER", 2)
-        register("brief-hopper", f"{__name__}:brief_hopper", "cut off early")
+    with registered({"brief-hopper": f"{__name__}:brief_hopper"}):
         yield
 
 

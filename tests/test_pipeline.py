@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.short_tasks import registered
 
 import ultra
 from ultra import api, pipeline, round_advice
@@ -31,8 +32,7 @@ from ultra.policy import Policy, create_policy, flatten
 from ultra.policy_files import load_policy, save_policy
 from ultra.progress import Reporter, TrainingLog
 from ultra.run import STAGES, Run, read_curve
-from ultra.tasks import Task, register, shipped
-from ultra.tasks import task as registry
+from ultra.tasks import Task, shipped
 
 POLICIES = Path(ultra.__file__).parent / "policies"
 
@@ -62,11 +62,7 @@ def short_pong() -> Task:
 @pytest.fixture(scope="module", autouse=True)
 def _short_tasks() -> Iterator[None]:
     """The shipped tasks with episodes that are cut off early."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_registry", dict(registry._registry))
-        patch.setattr(pipeline, "BRANCHES_TOGETHER", 2)
-        register("short-hopper", f"{__name__}:short_hopper", "cut off early")
-        register("short-pong", f"{__name__}:short_pong", "cut off early")
+    with registered({"short-hopper": f"{__name__}:short_hopper", "short-pong": f"{__name__}:short_pong"}):
         yield
 
 

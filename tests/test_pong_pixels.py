@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.short_tasks import registered
 
-from ultra import api, networks, pipeline
+from ultra import api, networks
 from ultra.collection import collect
 from ultra.config import (
     AnalyseConfig,
@@ -35,8 +36,7 @@ from ultra.guidance.novelty import Novelty
 from ultra.normalizer import Normalizer
 from ultra.policy import Architecture, Policy, create_policy, flatten
 from ultra.policy_files import load_policy, save_policy
-from ultra.tasks import Task, get_task, register, shipped
-from ultra.tasks import task as registry
+from ultra.tasks import Task, get_task, shipped
 from ultra.tasks.pong import GYMNASIUM_ACTIONS, PongBatch, draw_noops
 from ultra.tasks.pong_pixels import IMAGE, PixelPongBatch, shrink
 from ultra.trajectories import load_trajectory, save_trajectory
@@ -51,10 +51,7 @@ def brief_pixels() -> Task:
 @pytest.fixture(scope="module", autouse=True)
 def _brief_task() -> Iterator[None]:
     """The task with episodes that are cut off early."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_registry", dict(registry._registry))
-        patch.setattr(pipeline, "BRANCHES_TOGETHER", 2)
-        register("brief-pixels", f"{__name__}:brief_pixels", "cut off early")
+    with registered({"brief-pixels": f"{__name__}:brief_pixels"}):
         yield
 
 

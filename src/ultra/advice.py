@@ -180,26 +180,21 @@ class Rule(Tried):
 
 def save_rules(rules: Iterable[Rule], path: Path) -> None:
     """Write rules as JSON Lines."""
-    write_atomically(path, "".join(json.dumps(rule.to_json()) + "\n" for rule in rules).encode())
+    _save_lines((rule.to_json() for rule in rules), path)
 
 
 def load_rules(path: Path) -> list[Rule]:
     """Read rules; an empty list if the analyst gave none.
 
     Raises:
-        RunDirectoryError: if the file is damaged.
+        RunDirectoryError: naming the line, if the file is damaged.
     """
-    if not path.is_file():
-        return []
-    try:
-        return [Rule.from_json(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunDirectoryError(f"rules at {path} are damaged ({error}): advise again") from error
+    return _load_lines(path, Rule.from_json, "advise") if path.is_file() else []
 
 
 def save_advice(advice: Iterable[Advice], path: Path) -> None:
     """Write advice as JSON Lines."""
-    write_atomically(path, "".join(json.dumps(item.to_json()) + "\n" for item in advice).encode())
+    _save_lines((item.to_json() for item in advice), path)
 
 
 def load_advice(path: Path) -> list[Advice]:
@@ -213,7 +208,7 @@ def load_advice(path: Path) -> list[Advice]:
 
 def save_states(states: Iterable[CriticalState], path: Path) -> None:
     """Write critical states as JSON Lines."""
-    write_atomically(path, "".join(json.dumps(asdict(state)) + "\n" for state in states).encode())
+    _save_lines((asdict(state) for state in states), path)
 
 
 def load_states(path: Path) -> list[CriticalState]:
@@ -223,6 +218,11 @@ def load_states(path: Path) -> list[CriticalState]:
         RunDirectoryError: if the file is missing, or naming the line, if it is damaged.
     """
     return _load_lines(path, lambda value: CriticalState(**value), "identify")
+
+
+def _save_lines(values: Iterable[dict[str, Any]], path: Path) -> None:
+    """Write plain values as JSON Lines."""
+    write_atomically(path, "".join(json.dumps(value) + "\n" for value in values).encode())
 
 
 def _load_lines(path: Path, record: Callable[[Any], Record], verb: str) -> list[Record]:

@@ -13,6 +13,11 @@ Method = Literal["none", "ppo", "random", "jsrl", "statemask-r", "rice", "ultra-
 METHODS: tuple[str, ...] = get_args(Method)
 
 
+def takes_advice(method: str) -> bool:
+    """Whether a method is one of ULTRA's, which use an analyst's advice."""
+    return method.startswith("ultra")
+
+
 def _check(holds: bool, name: str, value: object, needed: str) -> None:
     if not holds:
         option = name.replace("_", "-")

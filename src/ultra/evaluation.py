@@ -20,7 +20,7 @@ def evaluation_seeds(seed: int, episodes: int) -> list[int]:
 
 
 def evaluate(
-    task: Task, policy: Policy, seeds: list[int], *, workers: int = 0
+    task: Task, policy: Policy, seeds: list[int], *, workers: int = 0, sampled: bool | None = None
 ) -> tuple[Estimate, NDArray[np.float64], int]:
     """Play whole episodes with the most likely actions, or sampled ones where the task says so.
 
@@ -29,6 +29,7 @@ def evaluate(
         policy: who.
         seeds: one for each episode.
         workers: processes; 0 uses all cores.
+        sampled: whether actions are sampled; None as the task says.
 
     Returns:
         The mean return with its 95% interval, the returns (episodes,), and the steps taken.
@@ -36,11 +37,12 @@ def evaluate(
     Raises:
         PolicyError: if the policy was made for other spaces.
     """
+    sampled = task.sampled_evaluation if sampled is None else sampled
     check_fits(policy, task.name, task.observation_size, task.action_space)
     branches = [Branch(noise_seed=seed, steps=task.time_limit, reset_seed=seed) for seed in seeds]
     batch = task.make_evaluation_batch(min(len(seeds), MOST_TOGETHER), workers or None)
     try:
-        outcomes = simulate(batch, policy, branches, gamma=1.0, deterministic=not task.sampled_evaluation)
+        outcomes = simulate(batch, policy, branches, gamma=1.0, deterministic=not sampled)
     finally:
         batch.close()
     returns = np.array([outcome.reward for outcome in outcomes])

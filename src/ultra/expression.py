@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +96,37 @@ class Expression:
         with np.errstate(all="ignore"):
             holds = self._evaluate(facts, before)
         return np.broadcast_to(holds, (len(facts),)).astype(np.bool_)
+
+
+class StepBefore:
+    """Facts one step earlier, of n environments whose episodes begin at different times.
+
+    In the state with which an episode begins, `prev` sees that state itself.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._facts: Values | None = None
+        self._fresh = np.ones(size, dtype=np.bool_)
+
+    def begin(self, environments: Sequence[int] | int | NDArray[np.intp]) -> None:
+        """Episodes begin in these environments, or in this one."""
+        self._fresh[environments] = True
+
+    def of(self, facts: Values) -> Values:
+        """What stood one step before `facts` (n, n_facts), which are remembered for the next step."""
+        before = facts if self._facts is None else np.where(self._fresh[:, None], facts, self._facts)
+        self._facts = facts.copy()
+        self._fresh[:] = False
+        return before
+
+    def state(self) -> dict[str, Any]:
+        """Plain JSON values, for a checkpoint."""
+        return {"facts": None if self._facts is None else self._facts.tolist(), "fresh": self._fresh.tolist()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`."""
+        self._facts = None if state["facts"] is None else np.array(state["facts"])
+        self._fresh[:] = state["fresh"]
 
 
 def parse(text: str, names: Sequence[str]) -> Expression:

@@ -23,7 +23,7 @@ from ultra.advice import (
 )
 from ultra.analysts import Case, get_analyst
 from ultra.collection import collect, collect_within
-from ultra.config import RefineConfig
+from ultra.config import RefineConfig, takes_advice
 from ultra.errors import UltraError
 from ultra.evaluation import evaluate, evaluation_seeds
 from ultra.files import write_json
@@ -201,7 +201,7 @@ class Refinement:
         with ExitStack() as stack:
             guidance: Guidance = NoGuidance()
             reserved = 0
-            if config.method.startswith("ultra"):
+            if takes_advice(config.method):
                 with self.case(number, "finetune") as case:
                     advice = RoundAdvice(self.run, case, number)
                     guidance, reserved = advice.guidance(stack, self.reporter.say)
@@ -249,7 +249,7 @@ class Refinement:
         result = {
             "task": config.task,
             "method": config.method,
-            "analyst": config.analyst if config.method.startswith("ultra") else None,
+            "analyst": config.analyst if takes_advice(config.method) else None,
             "seed": config.seed,
             "improved": improved,
             "return": {

@@ -26,7 +26,7 @@ from ultra.advice import (
 )
 from ultra.analysts.base import Case
 from ultra.analysts.random import random_plan
-from ultra.config import RefineConfig
+from ultra.config import RefineConfig, takes_advice
 from ultra.expression import parse
 from ultra.files import write_json
 from ultra.guidance.ultra import UltraGuidance
@@ -187,17 +187,17 @@ class RoundAdvice:
 
 def audit_of_run(run: Run) -> dict[str, Any] | None:
     """The audit of all rounds' advice, rules and controls so far, or None if the method uses no advice."""
-    if not run.config.method.startswith("ultra"):
+    if not takes_advice(run.config.method):
         return None
     numbers = [n for n in range(1, run.config.rounds + 1) if run.finished(f"round-{n}/verify")]
     folders = [run.round(number) for number in numbers]
     advice = [item for folder in folders for item in load_advice(folder / "verified.jsonl")]
     rules = [rule for folder in folders for rule in load_rules(folder / "verified-rules.jsonl")]
     control = [Verification(**item) for folder in folders for item in _read_control(folder)]
-    usage, found = usage_of(run), audit(advice)
-    helpful = found["helps"] + audit(rules)["helps"]
+    usage, found, of_rules = usage_of(run), audit(advice), audit(rules)
+    helpful = found["helps"] + of_rules["helps"]
     return found | {
-        "rules": audit(rules),
+        "rules": of_rules,
         "random_control": audit_of(control) if control else None,
         "tokens_per_helpful": usage["tokens"] / helpful if helpful and usage["used"] else None,
         "cost_per_helpful": usage["cost"] / helpful if helpful and usage["used"] else None,

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.errors import DivergedError
-from ultra.expression import Expression
+from ultra.expression import Expression, StepBefore
 from ultra.plans import Plan, PlanTable
 from ultra.policy import Decision, Policy
 from ultra.spaces import Actions
-from ultra.tasks.batch import Batch, Facts, Live, Observations, Snapshot, Step
+from ultra.tasks.batch import Batch, Live, Observations, Snapshot, Step
 
 NOISE_BLOCK = 256
 
@@ -176,8 +176,7 @@ class _Slots:
         self._rows = np.full(size, -1, dtype=np.intp)
         self._positions = np.zeros(size, dtype=np.int64)
         self._has = np.zeros((size, len(self._habits)), dtype=np.bool_)
-        self._before: Facts | None = None
-        self._fresh = np.ones(size, dtype=np.bool_)
+        self._before = StepBefore(size)
         self.jobs = np.full(size, -1, dtype=np.int64)
         self.clocks = np.zeros(size, dtype=np.int64)
         self.outcomes: list[Outcome | None] = [None] * len(branches)
@@ -206,15 +205,13 @@ class _Slots:
         if not self._has.any():
             return
         facts = self._batch.facts()
-        before = facts if self._before is None else np.where(self._fresh[:, None], facts, self._before)
+        before = self._before.of(facts)
         for number, habit in enumerate(self._habits):
             where = np.flatnonzero(self._has[:, number] & (self._rows < 0))
             if len(where):
                 begun = where[habit.guard.evaluate(facts[where], before[where])]
                 self._rows[begun] = self._first_habit + number
                 self._positions[begun] = 0
-        self._before = facts
-        self._fresh[:] = False
 
     def planned(self, actions: Actions) -> Actions:
         """The policy's actions with those of the plans put in."""
@@ -259,9 +256,6 @@ class _Slots:
             if len(cut):
                 self._bootstrap(cut, self._policy.decide(self.observations, self._quiet))
             self._finish(over, step.terminated)
-        idle = np.flatnonzero(~live & step.done)
-        if len(idle):
-            self.observations[idle] = self._batch.reset(idle, [0] * len(idle))
 
     def _bootstrap(self, slots: NDArray[np.intp], decision: Decision) -> None:
         rest = decision.values[slots] * self._policy.normalizer.reward_scale
@@ -280,7 +274,8 @@ class _Slots:
     def _fill(self, free: NDArray[np.intp]) -> None:
         """Put waiting branches into free slots."""
         self.jobs[free], self._rows[free], self._positions[free] = -1, -1, 0
-        self._has[free], self._fresh[free] = False, True
+        self._has[free] = False
+        self._before.begin(free)
         self.clocks[free], self._values[free], self._rewards[free] = 0, 0.0, 0.0
         resets: list[int] = []
         restores: list[tuple[int, Snapshot]] = []

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ultra.evaluation import MOST_TOGETHER, evaluate
+from ultra.evaluation import evaluate
 from ultra.files import write_json
 from ultra.policy import Architecture, Policy, create_policy
-from ultra.simulate import Branch, simulate
 from ultra.statistics import Estimate, difference_interval, mean_interval
 from ultra.tasks.task import Task
 
@@ -68,11 +67,5 @@ def measure_start(task: Task, policy: Policy, seeds: list[int], workers: int = 0
     _, returns, steps = evaluate(task, policy, seeds, workers=workers)
     shape = Architecture(task.observation_size, task.action_space, (), task.image)
     untrained = create_policy(shape, np.random.default_rng(0))
-    branches = [Branch(noise_seed=seed, steps=task.time_limit, reset_seed=seed) for seed in seeds[:CHANCE_EPISODES]]
-    batch = task.make_evaluation_batch(min(len(branches), MOST_TOGETHER), workers or None)
-    try:
-        outcomes = simulate(batch, untrained, branches, gamma=1.0)
-    finally:
-        batch.close()
-    steps += sum(outcome.steps for outcome in outcomes)
-    return Start(tuple(returns.tolist()), tuple(outcome.reward for outcome in outcomes), steps)
+    _, chance, more = evaluate(task, untrained, seeds[:CHANCE_EPISODES], workers=workers, sampled=True)
+    return Start(tuple(returns.tolist()), tuple(chance.tolist()), steps + more)

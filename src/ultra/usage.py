@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ultra.config import takes_advice
 from ultra.ledger import Ledger, Spending
 from ultra.run import Run
 
@@ -18,7 +19,7 @@ def uses_llm(run: Run) -> bool:
     """Whether a run's analyst is a language model, or stands for one."""
     method: str = run.config.method
     analyst: str = run.config.analyst
-    return method.startswith("ultra") and analyst.startswith(READERS)
+    return takes_advice(method) and analyst.startswith(READERS)
 
 
 def usage_of(run: Run) -> dict[str, Any]:

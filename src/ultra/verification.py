@@ -188,8 +188,9 @@ def verify(
     Returns:
         What was found of each; None where the allowance left too few pairs.
     """
-    chosen, spent = _choose_strengths(proposals, bench) if strengths is None else (list(strengths), None)
-    spent = spent or [0] * len(proposals)
+    chosen, spent = (
+        _choose_strengths(proposals, bench) if strengths is None else (list(strengths), [0] * len(proposals))
+    )
     sizes = looks(config.branches)
     found: list[Verification | None] = [None] * len(proposals)
     differences = [np.zeros(0)] * len(proposals)

@@ -21,7 +21,7 @@ from scipy.spatial import KDTree
 
 from ultra.advice import Advice, AdviceBook, Rule, trusted
 from ultra.config import GuidanceConfig
-from ultra.expression import Expression
+from ultra.expression import Expression, StepBefore
 from ultra.guidance.base import Intervention, LossTerm
 from ultra.plans import PlanTable
 from ultra.policy import Policy, log_prob
@@ -106,8 +106,7 @@ class UltraGuidance:
         self._active = np.full(environments, -1, dtype=np.int64)
         self._position = np.zeros(environments, dtype=np.int64)
         self._following = np.zeros(environments, dtype=np.bool_)
-        self._before: Facts | None = None
-        self._fresh = np.ones(environments, dtype=np.bool_)
+        self._before = StepBefore(environments)
         self._prize = np.zeros(environments)
         self._uses = np.zeros(len(advice), dtype=np.int64)
         self._counts = np.zeros(3)
@@ -161,7 +160,8 @@ class UltraGuidance:
         """Let some of the starting episodes begin at critical states."""
         starts: list[Snapshot | None] = []
         for index in indices:
-            self._active[index], self._fresh[index] = -1, True
+            self._active[index] = -1
+            self._before.begin(index)
             if len(self._book) and self._rng.random() < self._config.restart * self._beta:
                 entry = int(self._rng.integers(len(self._book)))
                 self._engage(np.array([index]), np.array([entry]))
@@ -209,7 +209,7 @@ class UltraGuidance:
                 if near.any():
                     self._engage(free[near], nearest[near])
         if self._guards or self._prizes:
-            before = facts if self._before is None else np.where(self._fresh[:, None], facts, self._before)
+            before = self._before.of(facts)
             for number, guard in enumerate(self._guards):
                 free = np.flatnonzero(self._active < 0)
                 held = free[guard.evaluate(facts[free], before[free])]
@@ -218,8 +218,6 @@ class UltraGuidance:
             self._prize = np.zeros(len(facts))
             for prize, guard in self._prizes:
                 self._prize += prize * guard.evaluate(facts, before)
-            self._before = facts.copy()
-            self._fresh[:] = False
 
     def reward(self, facts: Facts | None, actions: Actions, rewards: NDArray[np.float64]) -> NDArray[np.float64]:
         """Equation 2 at critical states; then move on in the plans."""
@@ -261,8 +259,7 @@ class UltraGuidance:
             "active": self._active.tolist(),
             "position": self._position.tolist(),
             "following": self._following.tolist(),
-            "before": None if self._before is None else self._before.tolist(),
-            "fresh": self._fresh.tolist(),
+            "before": self._before.state(),
             "uses": self._uses.tolist(),
             "gains": self._gains.tolist(),
             "executable": self._executable.tolist(),
@@ -275,8 +272,8 @@ class UltraGuidance:
         self._active[:] = state["active"]
         self._position[:] = state["position"]
         self._following[:] = state["following"]
-        self._before = None if state["before"] is None else np.array(state["before"])
-        self._fresh[:], self._uses[:] = state["fresh"], state["uses"]
+        self._before.load_state(state["before"])
+        self._uses[:] = state["uses"]
         self._gains[:], self._executable[:] = state["gains"], state["executable"]
         if self._recheck is not None:
             self._recheck.load_state(state["recheck"])

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from ultra.config import RefineConfig
+from ultra.config import RefineConfig, takes_advice
 from ultra.progress import Reporter
 from ultra.reporting import interval
 from ultra.studies.plan import Job
@@ -113,7 +113,7 @@ class Display:
 
 def asks_for_money(config: RefineConfig) -> bool:
     """Whether a run pays for a language model."""
-    return config.method.startswith("ultra") and config.analyst.startswith("llm:")
+    return takes_advice(config.method) and config.analyst.startswith("llm:")
 
 
 def describe_result(job: Job) -> str:

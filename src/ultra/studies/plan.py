@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ultra.config import RefineConfig, TrainConfig
+from ultra.config import RefineConfig, TrainConfig, takes_advice
 from ultra.errors import UltraError
 from ultra.policy_files import SHIPPED
 from ultra.records import closest, record_from
@@ -54,7 +54,7 @@ class StudyMethod:
     @property
     def advised(self) -> bool:
         """Whether it takes an analyst's advice."""
-        return (self.method or self.name).startswith("ultra")
+        return takes_advice(self.method or self.name)
 
 
 @dataclass(frozen=True)
