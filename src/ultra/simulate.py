@@ -16,7 +16,7 @@ from ultra.policy import Decision, Policy
 from ultra.spaces import Actions
 from ultra.tasks.batch import Batch, Live, Observations, Snapshot, Step
 
-NOISE_BLOCK = 256
+NOISE_BLOCK = 64
 
 
 @dataclass(frozen=True)
