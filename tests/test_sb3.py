@@ -394,11 +394,6 @@ def of_sac(path: Path) -> None:
     sb3.SAC("MlpPolicy", Given(VECTOR, ACTIONS["continuous"]), buffer_size=10, device="cpu").save(path)
 
 
-def of_pictures(path: Path) -> None:
-    env = Given(spaces.Box(0, 255, (36, 36, 3), np.uint8), ACTIONS["discrete"])
-    sb3.PPO("CnnPolicy", env, n_steps=2, batch_size=2, device="cpu").save(path)
-
-
 def not_a_zip(path: Path) -> None:
     path.write_text("model")
 
@@ -434,7 +429,6 @@ def odd_shapes(path: Path) -> None:
         (damaged, "m.zip"),
         (of_dqn, "saved by DQN"),
         (of_sac, "saved by SAC"),
-        (of_pictures, "NatureCNN"),
         (not_a_zip, "not a zip"),
         (other_zip, "holds no 'data'"),
         (not_finite, "not finite"),

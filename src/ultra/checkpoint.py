@@ -109,7 +109,7 @@ def save_checkpoint(learner: Learner, environments: Environments) -> bytes:
     header = {
         "steps": learner.steps,
         "finished": episodes.finished,
-        "normalizer": [normalizer.count, normalizer.reward_variance, normalizer.reward_count],
+        "normalizer": [normalizer.count, normalizer.reward_variance, normalizer.reward_count, normalizer.clip],
         "rng": environments.rng.bit_generator.state,
         "guidance": environments.guidance.state(),
     }
@@ -153,7 +153,7 @@ def _load(path: Path, learner: Learner, environments: Environments) -> list[Snap
         raise RunDirectoryError(
             f"checkpoint {path} was made with a policy of other shapes: delete it to start this stage anew"
         )
-    seen, reward_variance, reward_count = header["normalizer"]
+    seen, reward_variance, reward_count, clip = header["normalizer"]
     learner.policy = replace(
         learner.policy,
         params=unflatten(params, learner.policy.params.get("form")),
@@ -164,6 +164,7 @@ def _load(path: Path, learner: Learner, environments: Environments) -> list[Snap
             count=seen,
             reward_variance=reward_variance,
             reward_count=reward_count,
+            clip=clip,
         ),
     )
     tree = jax.tree.structure(learner.optimizer_state)

@@ -319,6 +319,8 @@ class RefineConfig:
     """VecNormalize statistics of a zip; by default they are looked for beside it, under the usual names."""
     trust_pickle: bool = False
     """Run the pickle of the statistics, with whatever code it holds, if it cannot be read without."""
+    standardize: bool = True
+    """While a policy without statistics is trained, scale what it observes and earns; it comes back without."""
     method: Method = "ultra-ra"
     """`none` only evaluates; `ppo` fine-tunes plainly; `jsrl`, `statemask-r`, `rice` and `random` (states) are
     the methods compared with; `ultra-*` use advice on actions, rewards or both."""

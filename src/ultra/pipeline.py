@@ -220,6 +220,7 @@ class Refinement:
                     share,
                     self._rng(number, "finetune"),
                     guidance=guidance,
+                    standardized=config.standardize,
                     budget=self.budget,
                     observer=log,
                     checkpoint=folder / "checkpoint.npz",

@@ -26,6 +26,7 @@ from ultra.errors import DivergedError, UltraError
 from ultra.guidance.base import Guidance, LossTerm, NoGuidance
 from ultra.policy import Architecture, Params, Policy, actor_critic, entropy, log_prob, normalize
 from ultra.rollout import Environments, Rollout
+from ultra.standardize import standardize, unstandardize
 from ultra.tasks.task import Task
 
 NO_GUIDANCE = NoGuidance()
@@ -261,6 +262,7 @@ def train(
     *,
     guidance: Guidance = NO_GUIDANCE,
     learn_statistics: bool = False,
+    standardized: bool = False,
     budget: StepBudget | None = None,
     observer: Callable[[Iteration], None] = lambda iteration: None,
     checkpoint: Path | None = None,
@@ -276,6 +278,8 @@ def train(
         rng: source of everything random.
         guidance: modulates training; plain PPO if left out.
         learn_statistics: whether the normalisation of observations and rewards keeps learning.
+        standardized: whether a policy without statistics is given some while it is trained
+            (`ultra.standardize`); one that has them is trained as it is.
         budget: charged `train` steps.
         observer: called after every iteration.
         checkpoint: file from which to resume if it exists, and to write.
@@ -311,6 +315,8 @@ def train(
             guidance.progress(fraction, learner.policy)
             file.keep(learner, environments)
             rollout = environments.rollout(learner.policy, config.rollout_steps, config.gamma)
+            if standardized and not learner.steps:
+                learner.policy, rollout = standardize(learner.policy, rollout)
             if learn_statistics:
                 normalizer = learner.policy.normalizer.with_returns(rollout.discounted)
                 learner.policy = replace(learner.policy, normalizer=normalizer)
@@ -330,7 +336,7 @@ def train(
         raise
     finally:
         batch.close()
-    return learner.policy
+    return unstandardize(learner.policy, policy.normalizer) if standardized else learner.policy
 
 
 def _metrics(policy: Policy, environments: Environments) -> dict[str, float]:

@@ -11,9 +11,11 @@ import numpy as np
 
 from ultra.errors import PolicyError
 from ultra.files import make_directory
+from ultra.networks import Image
 from ultra.normalizer import Normalizer
 from ultra.policy import Architecture, Policy, check_fits, flatten
 from ultra.sb3.archive import import_torch
+from ultra.sb3.images import write_features
 from ultra.sb3.importing import ACTIVATIONS
 from ultra.tasks.task import Task
 
@@ -21,8 +23,9 @@ from ultra.tasks.task import Task
 def export_policy(policy: Policy, task: Task, out: Path) -> list[Path]:
     """Write a policy as Stable-Baselines3 2.x saves PPO, and its statistics as VecNormalize does.
 
-    The zip takes observations as `gymnasium.wrappers.FlattenObservation` gives them. Layers that actor
-    and critic share, which Stable-Baselines3 2.x does not have, are written twice.
+    The zip takes observations as `gymnasium.wrappers.FlattenObservation` gives them; images with their
+    rows, columns and channels. Layers that actor and critic share, which Stable-Baselines3 2.x does not
+    have, are written twice.
 
     Args:
         policy: what to write.
@@ -38,8 +41,6 @@ def export_policy(policy: Policy, task: Task, out: Path) -> list[Path]:
     """
     torch = import_torch("write")
     check_fits(policy, task.name, task.observation_size, task.action_space)
-    if policy.architecture.image is not None:
-        raise PolicyError("policies that look at images cannot be written as Stable-Baselines3 zips yet")
     out = out if out.suffix == ".zip" else out.with_name(f"{out.name}.zip")
     make_directory(out.parent)
     vectorized, model = _model(policy.architecture, task)
@@ -83,9 +84,10 @@ def _model(architecture: Architecture, task: Task) -> tuple[Any, Any]:
         "pi": [*architecture.shared, *sizes["actor"][1:-1]],
         "vf": [*architecture.shared, *sizes["critic"][1:-1]],
     }
-    vectorized = DummyVecEnv([lambda: _environment(task)])
+    vectorized = DummyVecEnv([lambda: _environment(task, architecture.image)])
     kwargs = {"net_arch": net_arch, "activation_fn": getattr(torch.nn, names[architecture.activation])}
-    return vectorized, PPO("MlpPolicy", vectorized, policy_kwargs=kwargs, device="cpu")
+    kind = "MlpPolicy" if architecture.image is None else "CnnPolicy"
+    return vectorized, PPO(kind, vectorized, policy_kwargs=kwargs, device="cpu")
 
 
 def _weights(policy: Policy) -> dict[str, np.ndarray[Any, Any]]:
@@ -101,6 +103,8 @@ def _weights(policy: Policy) -> dict[str, np.ndarray[Any, Any]]:
             weights |= {f"{place}.weight": flat[f"{source}.w"].T, f"{place}.bias": flat[f"{source}.b"]}
     if "log_std" in flat:
         weights["log_std"] = flat["log_std"]
+    if policy.architecture.image is not None:
+        weights |= write_features(flat, policy.architecture.image)
     return weights
 
 
@@ -119,11 +123,14 @@ def _vecnormalize(vectorized: Any, normalizer: Normalizer) -> Any:
     return statistics
 
 
-def _environment(task: Task) -> Any:
-    """The environment with flat observations; it is never stepped, only its spaces count."""
+def _environment(task: Task, image: Image | None) -> Any:
+    """The environment with flat observations, or with images; it is never stepped, only its spaces count."""
     import gymnasium
 
     env: Any = task.make_environment()
+    if image is not None:
+        box: Any = gymnasium.spaces.Box(0, 255, image, np.uint8)
+        return gymnasium.wrappers.TransformObservation(env, lambda flat: np.reshape(flat, image), box)
     if env.observation_space.shape == (task.observation_size,):
         return env
     return gymnasium.wrappers.FlattenObservation(env)

@@ -17,13 +17,14 @@ from ultra.errors import PolicyError, UltraError
 from ultra.normalizer import Normalizer
 from ultra.policy import Architecture, Policy, unflatten
 from ultra.sb3.archive import Archive, read_archive
+from ultra.sb3.images import has_extractor, read_features, read_image
 from ultra.sb3.statistics import find_statistics, read_statistics, usual_places
 from ultra.spaces import ActionSpace, Continuous, Discrete
 
 ACTIVATIONS = {"Tanh": "tanh", "ReLU": "relu", "ELU": "elu", "SiLU": "silu", "LeakyReLU": "leaky_relu"}
 """Our names of torch's activations."""
 _NETS = {"shared_net": "shared", "policy_net": "actor", "value_net": "critic"}
-_STOCK = ("ActorCriticPolicy", "MultiInputActorCriticPolicy")
+_STOCK = ("ActorCriticPolicy", "MultiInputActorCriticPolicy", "ActorCriticCnnPolicy")
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,20 @@ def _architecture(archive: Archive) -> Architecture:
         raise PolicyError(
             f"{archive.path}: its action net has {action_net.shape[0]} outputs, but {space} needs {space.outputs}"
         )
-    first = next((layers[0][1] for layers in widths.values() if layers), action_net.shape[1])
+    size = next((layers[0][1] for layers in widths.values() if layers), action_net.shape[1])
     actor, critic, shared = (tuple(rows for rows, _ in widths[net]) for net in ("actor", "critic", "shared"))
-    _check_observations(archive, first)
-    return Architecture(
-        first, space, actor, critic_hidden=None if critic == actor else critic, shared=shared,
-        activation=_activation(archive),
-    )  # fmt: skip
+    image = read_image(archive.path, archive.data) if has_extractor(archive.weights) else None
+    if image is not None:
+        size = math.prod(image)
+    else:
+        _check_observations(archive, size)
+    try:
+        return Architecture(
+            size, space, actor, image, critic_hidden=None if critic == actor else critic, shared=shared,
+            activation=_activation(archive),
+        )  # fmt: skip
+    except UltraError as error:
+        raise PolicyError(str(error) if isinstance(error, PolicyError) else f"{archive.path}: {error}") from error
 
 
 def _widths(weights: Mapping[str, NDArray[Any]], net: str) -> list[tuple[int, int]]:
@@ -100,9 +108,8 @@ def _check_algorithm(archive: Archive) -> None:
     }.items():  # fmt: skip
         if any(name.startswith(prefix) for name in names):
             raise PolicyError(f"{archive.path} was saved by {algorithm}: only PPO and A2C can be refined")
-    if any(name.startswith("features_extractor.") for name in names):
-        kind = "NatureCNN" if any("features_extractor.cnn" in name for name in names) else "its own features extractor"
-        raise PolicyError(f"{archive.path} has {kind}: only fully connected policies (MlpPolicy) can be read yet")
+    if has_extractor(archive.weights) and not any(name.startswith("features_extractor.cnn.") for name in names):
+        raise PolicyError(f"{archive.path} has a features extractor of its own: only NatureCNN can be read")
     needed = ("action_net.weight", "action_net.bias", "value_net.weight", "value_net.bias")
     missing = [name for name in needed if name not in names]
     if missing:
@@ -157,7 +164,9 @@ def _action_space(archive: Archive) -> ActionSpace:
 def _check_observations(archive: Archive, size: int) -> None:
     space = archive.data.get("observation_space")
     if isinstance(space, Mapping) and space.get("dtype") == "uint8" and len(space.get("_shape") or ()) == 3:
-        raise PolicyError(f"{archive.path} looks at images of shape {tuple(space['_shape'])}: not supported yet")
+        raise PolicyError(
+            f"{archive.path} looks at images of shape {tuple(space['_shape'])} without NatureCNN: train with CnnPolicy"
+        )
     if isinstance(space, Mapping) and _kind(space) == "Box" and math.prod(space.get("_shape") or (size,)) != size:
         raise PolicyError(
             f"{archive.path}: its networks take {size} inputs, but its observations are of shape {space['_shape']}"
@@ -182,7 +191,11 @@ def _arrays(archive: Archive, architecture: Architecture) -> dict[str, NDArray[n
             arrays[f"{ours}.{i}.b"] = archive.weights[f"{source}.bias"]
     if isinstance(architecture.action_space, Continuous):
         arrays["log_std"] = archive.weights["log_std"]
-    known = len(arrays) + ("log_std" in archive.weights and "log_std" not in arrays)
+    if architecture.image is not None:
+        arrays |= read_features(archive.path, archive.weights, architecture.image)
+    copies = sum(has_extractor([name]) for name in archive.weights)  # an extractor may be there several times
+    known = sum(not name.startswith("features.") for name in arrays) + copies
+    known += "log_std" in archive.weights and "log_std" not in arrays
     if known != len(archive.weights):
         raise PolicyError(
             f"{archive.path} has {len(archive.weights)} arrays, {known} of which belong to a plain actor-critic: "

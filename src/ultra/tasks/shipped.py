@@ -160,6 +160,7 @@ def gymnasium_task(
         if shape is None or len(shape) != 1:
             raise UltraError(f"{env_id}: observations of shape {shape} cannot be flattened to one dimension")
         found = load_card(Path(card)) if card else derive_card(env_id, env)
+        atari = hasattr(env.unwrapped, "ale")
     assert limit is not None  # `make_environment` sets one
     means = snapshots or choose_snapshots(make, space)
     readers = fact_readers(found, shape[0], space)
@@ -175,6 +176,7 @@ def gymnasium_task(
         make_environment=make,
         in_workers=True,
         snapshot_every=4 if means == "state" else 16,
+        sampled_evaluation=atari,
         snapshots=means,
     )
 
