@@ -191,7 +191,9 @@ class Refinement:
 
     def _verify(self, number: int) -> None:
         with self.case(number, "verify") as case:
-            RoundAdvice(self.run, case, number).verify(self.reporter.say)
+            advice = RoundAdvice(self.run, case, number)
+            advice.verify(self.reporter.say)
+            self.budget.audit += advice.measure_fidelity(self.reporter.say)
 
     def _finetune(self, number: int) -> None:
         config = self.config
