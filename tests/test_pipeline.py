@@ -38,6 +38,7 @@ from ultra.progress import Reporter, TrainingLog
 from ultra.round_advice import RoundAdvice
 from ultra.run import STAGES, Run, read_curve
 from ultra.tasks import Task, shipped
+from ultra.trajectories import Episodes, Trajectory
 
 POLICIES = Path(ultra.__file__).parent / "policies"
 
@@ -216,6 +217,20 @@ def test_a_run_that_began_before_the_audit_was_counted_goes_on(whole: Path, tmp_
     result = api.refine(HOPPER, tmp_path / "run")
     assert result["audit"]["fidelity"] is None
     assert result["budget"]["audit"] == 0
+
+
+def test_many_episodes_are_collected_and_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def collected(path: Path) -> list[Trajectory]:
+        Refinement.start(path, replace(HOPPER, collect=CollectConfig(episodes=5)), Reporter(quiet=True))
+        return list(Episodes(api.collect(path) / "trajectories"))
+
+    whole = collected(tmp_path / "whole")
+    monkeypatch.setattr(pipeline, "EPISODES_TOGETHER", 2)
+    parts = collected(tmp_path / "parts")
+    assert [episode.seed for episode in parts] == [episode.seed for episode in whole]
+    for one, other in zip(parts, whole, strict=True):
+        assert np.allclose(one.rewards, other.rewards, atol=1e-3)
+    assert Run.open(tmp_path / "parts").budget().spent["collect"] == sum(map(len, parts))
 
 
 def test_advice_may_be_trusted_blindly(tmp_path: Path) -> None:
