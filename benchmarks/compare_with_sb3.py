@@ -76,7 +76,11 @@ class Contest:
         return self.rollouts * SETTINGS.samples
 
 
-CONTESTS = (Contest("CartPole-v1", "CartPole-v1", 49), Contest("Hopper-v5", "hopper", 98))
+CONTESTS = (
+    Contest("CartPole-v1", "CartPole-v1", 49),
+    Contest("Hopper-v5", "hopper", 98),
+    Contest("HalfCheetah-v5", "halfcheetah", 98),
+)
 
 
 class Row(NamedTuple):
@@ -397,7 +401,7 @@ on either side (no `VecNormalize`; `learn_statistics=False`). These are Stable-B
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compare ULTRA's PPO with that of Stable-Baselines3.")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each library on each task (default: 3)")
+    parser.add_argument("--seeds", type=int, default=5, help="trainings of each library on each task (default: 5)")
     parser.add_argument(
         "--tasks",
         nargs="+",

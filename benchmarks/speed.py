@@ -38,50 +38,40 @@ Measured = dict[str, float]
 # Contenders: each returns steps/s, and may add figures of its own
 
 
-def raw(task: str) -> Measured:
-    """`mujoco.rollout` alone, 32 environments, actions of a random policy recorded beforehand."""
-    import gymnasium
-    import mujoco
-    import numpy as np
-    from mujoco import rollout
+def raw(batch: Any, work: Callable[[], int], **settings: Any) -> Measured:
+    """`mujoco.rollout` alone: the same states and actions as in some work on a batch, recorded beforehand."""
+    engine, recorded = batch._rollout, []
 
-    from ultra.tasks import get_task
+    class Recorder:
+        def rollout(self, models: Any, data: Any, states: Any, control: Any, **rest: Any) -> None:
+            recorded.append((states.copy(), control.copy()))
+            engine.rollout(models, data, states, control, **rest)
 
-    batch = get_task(task).make_batch(32)
-    rng = np.random.default_rng(0)
-    batch.reset(range(32), range(32))
-    states = np.stack([np.frombuffer(snapshot)[:-1] for snapshot in batch.snapshots(range(32))])
-    batch.close()
-    unwrapped: Any = gymnasium.make(ENVIRONMENTS[task]).unwrapped
-    model, skip = unwrapped.model, unwrapped.frame_skip
-    threads = os.cpu_count() or 1
-    data = [mujoco.MjData(model) for _ in range(threads)]
-    actions = rng.uniform(-0.5, 0.5, (40, 32, model.nu))
-    control, trace = np.zeros((32, skip, model.nu)), np.zeros((32, skip, states.shape[1]))
-    with rollout.Rollout(nthread=threads) as engine:
+    work()
+    batch._rollout = Recorder()
+    work()
+    trace = batch._trace.copy()
 
-        def episode() -> int:
-            now = states.copy()
-            for row in actions:
-                control[:] = row[:, None]
-                engine.rollout(model, data, now, control, nstep=skip, state=trace)
-                now[:] = trace[:, -1]
-            return int(actions.shape[0] * 32)
+    def again() -> int:
+        for states, control in recorded:
+            out = trace[: len(states)]
+            engine.rollout(batch._model, batch._data, states, control, nstep=batch._frame_skip, state=out, **settings)
+        return sum(len(states) for states, _ in recorded)
 
-        return {"rate": rate_of(episode, 4.0)}
+    return {"rate": rate_of(again, 4.0)}
 
 
-def collection(task: str) -> Measured:
-    """Our rollouts with a fresh policy, without updates, 32 environments."""
+def collecting(task: str) -> tuple[Any, Callable[[], int]]:
+    """32 environments, and rollouts in them with a fresh policy, without updates."""
     import numpy as np
 
     from ultra.guidance.base import NoGuidance
     from ultra.rollout import Environments
 
-    policy, found = fresh_policy(task), known(task)
-    environments = Environments(found.make_batch(32), NoGuidance(), np.random.default_rng(0))
+    policy, batch = fresh_policy(task), known(task).make_batch(32)
+    environments = Environments(batch, NoGuidance(), np.random.default_rng(0))
     environments.begin()
-    return {"rate": rate_of(lambda: environments.rollout(policy, 64, 0.99).steps, 4.0)}
+    return batch, lambda: environments.rollout(policy, 64, 0.99).steps
 
 
 def update(task: str) -> Measured:
@@ -245,8 +235,8 @@ def envpool_env(task: str, count: int) -> Any:
     return VecMonitor(Pool())
 
 
-def verification(task: str) -> Measured:
-    """Paired branches from 64 visited states, with the policy, noise, plans and values."""
+def verifying(task: str) -> tuple[Any, Callable[[], int]]:
+    """A batch, and the work of trying plans from 64 visited states in paired branches."""
     import numpy as np
 
     from ultra.analysts.random import random_plan
@@ -269,14 +259,22 @@ def verification(task: str) -> Measured:
         verify(proposals, Bench(batch, policy, 0.99, 64, budget, "verify", 10**9, rng), VerifyConfig(branches=8))
         return budget.used
 
-    return {"rate": rate_of(once, 4.0)}
+    return batch, once
 
 
 DEFAULT_SB3: dict[str, Any] = {"environments": 1, "rollout_steps": 2048, "minibatch": 64, "epochs": 10}
 CONTENDERS: dict[str, tuple[str, Callable[[str], Measured]]] = {
-    "raw": ("mujoco.rollout alone", raw),
-    "collection": ("ULTRA, rollouts without updates", collection),
-    "verification": ("ULTRA, verification", verification),
+    "raw": ("mujoco.rollout alone, on the states of these rollouts", lambda task: raw(*collecting(task))),
+    "raw-chunks": (
+        "the same, handed to the threads in pieces of 8",
+        lambda task: raw(*collecting(task), chunk_size=8),
+    ),
+    "collection": ("ULTRA, rollouts without updates", lambda task: {"rate": rate_of(collecting(task)[1], 4.0)}),
+    "raw-verification": (
+        "mujoco.rollout alone, on the states of this verification",
+        lambda task: raw(*verifying(task)),
+    ),
+    "verification": ("ULTRA, verification", lambda task: {"rate": rate_of(verifying(task)[1], 4.0)}),
     "update": ("ULTRA, updates alone (20 x 2,048, minibatch 64)", update),
     "ultra-same": ("ULTRA, 20 x 2,048, minibatch 64", lambda task: loop(task, 3 * 40_960, SAME)),
     "ultra": ("ULTRA, its defaults", lambda task: loop(task, 60_000, {})),
@@ -292,7 +290,8 @@ RATIOS = (
     ("ultra-same", "sbx", "the same against SBX"),
     ("ultra", "sb3", "defaults against defaults"),
     ("collection", "raw", "collection against the simulator alone"),
-    ("verification", "raw", "verification against the simulator alone"),
+    ("collection", "raw-chunks", "collection against the simulator alone in pieces of 8"),
+    ("verification", "raw-verification", "verification against the simulator alone"),
     ("ultra", "raw", "whole loop with our defaults against the simulator alone"),
     ("ultra-ra", "ultra", "with guidance against without"),
 )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ultra.expression import ExpressionError, parse
+from ultra.expression import ExpressionError, Guards, parse
 
 NAMES = ("x", "y", "ball_dx")
 
@@ -122,6 +122,24 @@ def test_guards_agree_with_python(text: str, now: tuple[float, ...], before: tup
     assert found.shape == (2,)
     if not any(math.isnan(v) for v in now) and "/" not in text:
         assert bool(found[0]) == expected
+
+
+perhaps = st.one_of(values, st.just(math.nan))
+
+
+@given(st.lists(guards, min_size=1, max_size=6), st.lists(st.tuples(perhaps, perhaps, perhaps), min_size=2, max_size=5))
+def test_guards_together_agree_with_each_alone(texts: list[str], rows: list[tuple[float, ...]]) -> None:
+    found = [parse(text, NAMES) for text in texts]
+    facts, before = np.array(rows), np.array(rows[::-1])
+    alone = np.stack([guard.evaluate(facts, before) for guard in found], axis=1)
+    assert np.array_equal(Guards(found).evaluate(facts, before), alone)
+
+
+def test_guards_that_join_comparisons_with_numbers_are_taken_apart() -> None:
+    """Only these can be evaluated fifty at a time."""
+    assert [len(parse(text, NAMES).tests) for text in ("x > 1", "1 < x <= 2 and prev(y) != -3", "-1 > x")] == [1, 3, 1]
+    for text in ("x > y", "x > 1 or y > 1", "not x > 1", "abs(x) > 1", "1 < 2", "x + 1 > 2"):
+        assert parse(text, NAMES).tests == ()
 
 
 @given(st.text(max_size=60))

@@ -178,9 +178,10 @@ def test_start_and_last_are_played_once_on_seeds_of_their_own(tmp_path: Path, mo
     played: list[list[int]] = []
     original = evaluation.evaluate
 
-    def evaluate(task: Task, policy: Policy, seeds: list[int], *, workers: int) -> Any:
-        played.append(seeds)
-        return original(task, policy, seeds[:2], workers=workers)
+    def evaluate(task: Task, policy: Policy, seeds: list[int], *, workers: int, sampled: bool | None = None) -> Any:
+        if sampled is None:  # otherwise it is the untrained policy's chance level
+            played.append(seeds)
+        return original(task, policy, seeds[:2], workers=workers, sampled=sampled)
 
     for module in (pipeline, starting):
         monkeypatch.setattr(module, "evaluate", evaluate)

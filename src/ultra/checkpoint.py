@@ -169,6 +169,8 @@ def _load(path: Path, learner: Learner, environments: Environments) -> list[Snap
     tree = jax.tree.structure(learner.optimizer_state)
     count = len(jax.tree.leaves(learner.optimizer_state))
     leaves = [jnp.asarray(arrays[f"optimizer.{i}"]) for i in range(count)]
+    if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in jax.tree.leaves(learner.optimizer_state)]:
+        raise RunDirectoryError(f"checkpoint {path} was made by another version: delete it to start this stage anew")
     learner.optimizer_state = jax.tree.unflatten(tree, leaves)
     learner.steps = header["steps"]
     environments.rng.bit_generator.state = header["rng"]

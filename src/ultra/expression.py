@@ -14,7 +14,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,14 @@ LARGEST = 1e9
 """Numbers in a guard may be so large."""
 
 Values = NDArray[np.float64]
+
+
+def _differ(left: Values, right: Values) -> NDArray[np.bool_]:
+    """Not equal, where both are numbers; other comparisons do not hold without that anyway."""
+    result: NDArray[np.bool_] = (left != right) & ~np.isnan(left) & ~np.isnan(right)
+    return result
+
+
 _Evaluator = Callable[[Values, Values], NDArray[np.generic]]
 
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Values, Values], NDArray[np.bool_]]] = {
@@ -37,7 +47,15 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Values, Values], NDArray[np.bool_]
     ast.Gt: np.greater,
     ast.GtE: np.greater_equal,
     ast.Eq: np.equal,
-    ast.NotEq: np.not_equal,
+    ast.NotEq: _differ,
+}
+_MIRRORED: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.Gt,
+    ast.LtE: ast.GtE,
+    ast.Gt: ast.Lt,
+    ast.GtE: ast.LtE,
+    ast.Eq: ast.Eq,
+    ast.NotEq: ast.NotEq,
 }
 _ARITHMETIC: dict[type[ast.operator], Callable[[Values, Values], Values]] = {
     ast.Add: np.add,
@@ -58,6 +76,16 @@ class ExpressionError(UltraError):
     """A guard that does not parse; the message names the part and what is allowed."""
 
 
+class Test(NamedTuple):
+    """A comparison of one fact with a number."""
+
+    column: int
+    back: bool
+    """Whether the fact of one step earlier is meant."""
+    comparison: type[ast.cmpop]
+    number: float
+
+
 @dataclass(frozen=True)
 class Expression:
     """A checked guard.
@@ -67,12 +95,14 @@ class Expression:
         names: facts that exist, in the order of the columns.
         facts: facts that it speaks of.
         uses_previous: whether it looks one step back.
+        tests: where the guard says no more than that all of these hold; else empty.
     """
 
     text: str
     names: tuple[str, ...]
     facts: frozenset[str]
     uses_previous: bool
+    tests: tuple[Test, ...]
     _evaluate: _Evaluator
 
     def evaluate(self, facts: Values, previous: Values | None = None) -> NDArray[np.bool_]:
@@ -96,6 +126,48 @@ class Expression:
         with np.errstate(all="ignore"):
             holds = self._evaluate(facts, before)
         return np.broadcast_to(holds, (len(facts),)).astype(np.bool_)
+
+
+class Guards:
+    """Several guards of the same facts, evaluated together.
+
+    Most guards join comparisons of a fact with a number by `and`: fifty of them take the same few array operations
+    as one.
+    """
+
+    def __init__(self, guards: Sequence[Expression]) -> None:
+        self._guards = list(guards)
+        self._joined = np.array([i for i, guard in enumerate(guards) if guard.tests], dtype=np.intp)
+        self._others = [i for i, guard in enumerate(guards) if not guard.tests]
+        tests = [test for i in self._joined for test in guards[i].tests]
+        self._starts = np.cumsum([0, *(len(guards[i].tests) for i in self._joined)])[:-1]
+        self._count = len(tests)
+        self._kinds = [
+            (
+                _COMPARISONS[kind],
+                back,
+                np.array([i for i, test in enumerate(tests) if (test.comparison, test.back) == (kind, back)]),
+            )
+            for kind, back in dict.fromkeys((test.comparison, test.back) for test in tests)
+        ]
+        self._columns = np.array([test.column for test in tests], dtype=np.intp)
+        self._numbers = np.array([test.number for test in tests])
+
+    def __len__(self) -> int:
+        return len(self._guards)
+
+    def evaluate(self, facts: Values, before: Values) -> NDArray[np.bool_]:
+        """Where each guard holds: (n, guards), for facts (n, n_facts) and those one step before."""
+        held = np.empty((len(facts), len(self._guards)), dtype=np.bool_)
+        if self._count:
+            true = np.empty((len(facts), self._count), dtype=np.bool_)
+            for compare, back, tests in self._kinds:
+                seen = before if back else facts
+                true[:, tests] = compare(seen[:, self._columns[tests]], self._numbers[tests])
+            held[:, self._joined] = np.logical_and.reduceat(true, self._starts, axis=1)
+        for number in self._others:
+            held[:, number] = self._guards[number].evaluate(facts, before)
+        return held
 
 
 class StepBefore:
@@ -150,7 +222,17 @@ def parse(text: str, names: Sequence[str]) -> Expression:
         raise ExpressionError(f"guard {text!r} does not parse ({reason}): known are {_SYNTAX}") from None
     reader = _Reader(text, tuple(names))
     evaluate = reader.condition(tree.body, 0)
-    return Expression(text.strip(), reader.names, frozenset(reader.used), reader.looks_back, evaluate)
+    tests = reader.tests(tree.body)
+    return Expression(text.strip(), reader.names, frozenset(reader.used), reader.looks_back, tests, evaluate)
+
+
+def _number(node: ast.expr) -> float | None:
+    """The value of a number, perhaps with a sign; None for anything else."""
+    try:
+        value = ast.literal_eval(node)
+    except ValueError:
+        return None
+    return float(value) if isinstance(value, int | float) else None
 
 
 class _Reader:
@@ -170,13 +252,32 @@ class _Reader:
             raise self._error(node, f"is nested too deeply: at most {DEEPEST} levels")
         return depth + 1
 
+    def tests(self, node: ast.expr) -> tuple[Test, ...]:
+        """The comparisons of facts with numbers that a checked condition consists of, or nothing."""
+        if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
+            parts = [self.tests(value) for value in node.values]
+            return tuple(test for part in parts for test in part) if all(parts) else ()
+        if not isinstance(node, ast.Compare):
+            return ()
+        found = []
+        for (left, right), operator in zip(pairwise((node.left, *node.comparators)), node.ops, strict=True):
+            mirrored = _number(left) is not None
+            fact, number = (right, _number(left)) if mirrored else (left, _number(right))
+            back = isinstance(fact, ast.Call) and isinstance(fact.func, ast.Name) and fact.func.id == "prev"
+            name = fact.args[0] if isinstance(fact, ast.Call) and back else fact
+            if number is None or not isinstance(name, ast.Name):
+                return ()
+            kind = type(operator)
+            found.append(Test(self._column(name), back, _MIRRORED[kind] if mirrored else kind, number))
+        return tuple(found)
+
     def condition(self, node: ast.expr, depth: int) -> _Evaluator:
         """A node that is true or false."""
         depth = self._deeper(node, depth)
         if isinstance(node, ast.BoolOp):
             join = np.logical_and if isinstance(node.op, ast.And) else np.logical_or
             parts = [self.condition(value, depth) for value in node.values]
-            return lambda now, before: join.reduce(np.broadcast_arrays(*[part(now, before) for part in parts]))
+            return lambda now, before: reduce(join, [part(now, before) for part in parts])
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
             inner = self.condition(node.operand, depth)
             return lambda now, before: np.logical_not(inner(now, before))
@@ -193,11 +294,8 @@ class _Reader:
 
         def compare(now: Values, before: Values) -> NDArray[np.generic]:
             values = [side(now, before) for side in sides]
-            result = np.asarray(True)
-            for test, left, right in zip(tests, values, values[1:], strict=False):
-                known = ~(np.isnan(left) | np.isnan(right))
-                result = np.logical_and(result, test(left, right) & known)
-            return result
+            held = [test(left, right) for test, (left, right) in zip(tests, pairwise(values), strict=True)]
+            return reduce(np.logical_and, held)
 
         return compare
 

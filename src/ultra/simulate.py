@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.errors import DivergedError
-from ultra.expression import Expression, StepBefore
+from ultra.expression import Expression, Guards, StepBefore
 from ultra.plans import Plan, PlanTable
 from ultra.policy import Decision, Policy
 from ultra.spaces import Actions
 from ultra.tasks.batch import Batch, Live, Observations, Snapshot, Step
 
-NOISE_BLOCK = 256
+NOISE_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,7 @@ class _Slots:
         self._batch, self._policy, self._branches, self._gamma = batch, policy, branches, gamma
         with_plan = [branch for branch in branches if branch.plan is not None]
         self._habits = list(dict.fromkeys(habit for branch in branches for habit in branch.habits))
+        self._guards = Guards([habit.guard for habit in self._habits])
         self._first_habit = len(with_plan)
         self._table = PlanTable(
             [*(branch.plan for branch in with_plan if branch.plan is not None), *(h.plan for h in self._habits)],
@@ -205,13 +206,10 @@ class _Slots:
         if not self._has.any():
             return
         facts = self._batch.facts()
-        before = self._before.of(facts)
-        for number, habit in enumerate(self._habits):
-            where = np.flatnonzero(self._has[:, number] & (self._rows < 0))
-            if len(where):
-                begun = where[habit.guard.evaluate(facts[where], before[where])]
-                self._rows[begun] = self._first_habit + number
-                self._positions[begun] = 0
+        held = self._guards.evaluate(facts, self._before.of(facts)) & self._has
+        begun = np.flatnonzero((self._rows < 0) & held.any(axis=1))
+        self._rows[begun] = self._first_habit + held[begun].argmax(axis=1)
+        self._positions[begun] = 0
 
     def planned(self, actions: Actions) -> Actions:
         """The policy's actions with those of the plans put in."""

@@ -30,6 +30,11 @@ class Intervention:
     weights: NDArray[np.float32]
     """(n,): how much the executed action is worth imitating, 0 to 1; for the loss term."""
 
+    @classmethod
+    def none(cls, actions: Actions) -> Intervention:
+        """The policy's own actions, everywhere."""
+        return cls(actions, np.zeros(len(actions), np.bool_), np.zeros(len(actions), np.float32))
+
 
 class Guidance(Protocol):
     """Modulates training. With no guidance the loop is plain PPO, bit for bit."""
@@ -98,7 +103,7 @@ class NoGuidance:
 
     def act(self, observations: Observations, facts: Facts | None, actions: Actions) -> Intervention:
         """The policy's own actions."""
-        return Intervention(actions, np.zeros(len(actions), np.bool_), np.zeros(len(actions), np.float32))
+        return Intervention.none(actions)
 
     def observe(self, observations: Observations) -> None:
         """Nothing to learn from it."""

@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import KDTree
+from scipy.spatial import cKDTree
 
 from ultra.advice import Advice, AdviceBook, Rule, trusted
 from ultra.config import GuidanceConfig
-from ultra.expression import Expression, StepBefore
+from ultra.expression import Expression, Guards, StepBefore
 from ultra.guidance.base import Intervention, LossTerm
 from ultra.plans import PlanTable
 from ultra.policy import Policy, log_prob
@@ -83,15 +83,16 @@ class UltraGuidance:
         book = book.trusted(config.trust)
         rules = [(rule, guard) for rule, guard in rules if trusted(rule, config.trust)]
         with_plan = [(rule, guard, rule.plan) for rule, guard in rules if rule.plan is not None]
-        self._prizes = [(rule.reward, guard) for rule, guard in rules if rule.plan is None and on_rewards]
-        self._guards = [guard for _, guard, _ in with_plan]
+        prized = [(rule, guard) for rule, guard in rules if rule.plan is None and on_rewards]
+        self._prizes = np.array([rule.reward for rule, _ in prized])
+        self._guards = Guards([guard for _, guard, _ in with_plan] + [guard for _, guard in prized])
         self._book, self._space, self._config, self._rng = book, space, config, rng
         self._on_rewards, self._recheck = on_rewards, recheck
         advice: list[Advice | Rule] = [entry.advice for entry in book.entries]
         advice += [rule for rule, _, _ in with_plan]
         plans = [entry.advice.plan for entry in book.entries] + [plan for _, _, plan in with_plan]
         self._table = PlanTable(plans, [a.strength for a in advice], space)
-        self._tree = KDTree(book.points) if len(book) else None
+        self._tree = cKDTree(book.points) if len(book) else None
         # Advice that is not known to help acts through rewards alone, unless everything is trusted.
         self._executable = np.array(
             [on_actions and (config.trust == "all" or _proven(a)) for a in advice], dtype=np.bool_
@@ -179,15 +180,19 @@ class UltraGuidance:
 
     def act(self, observations: Observations, facts: Facts | None, actions: Actions) -> Intervention:
         """Execute plans where a state is critical and the advice is followed."""
-        weights = np.zeros(len(actions), np.float32)
-        if not (len(self._table.lengths) or self._prizes) or self._beta <= 0:
+        if not (len(self._table.lengths) or len(self._prizes)) or self._beta <= 0:
             self._active[:] = -1
-            return Intervention(actions, np.zeros(len(actions), np.bool_), weights)
+            return Intervention.none(actions)
         assert facts is not None
         self._match(facts)
-        replaced = (self._active >= 0) & self._following
+        self._counts[0] += len(actions)
+        critical = self._active >= 0
+        if not critical.any():
+            return Intervention.none(actions)
+        weights = np.zeros(len(actions), np.float32)
+        replaced = critical & self._following
         where = np.flatnonzero(replaced)
-        self._counts += (len(actions), float((self._active >= 0).sum()), len(where))
+        self._counts[1:] += int(critical.sum()), len(where)
         if len(where):
             actions = actions.copy()
             entries = self._active[where]
@@ -201,27 +206,23 @@ class UltraGuidance:
     def _match(self, facts: Facts) -> None:
         """Engage free environments whose state is critical: near an entry, or where a guard holds."""
         if self._tree is not None:
-            free = np.flatnonzero(self._active < 0)
-            if len(free):
-                points = self._book.standardise(facts[free])
-                nearest = np.asarray(self._tree.query(points, distance_upper_bound=self._book.radius)[1])
-                near = nearest < len(self._book)
-                if near.any():
-                    self._engage(free[near], nearest[near])
-        if self._guards or self._prizes:
-            before = self._before.of(facts)
-            for number, guard in enumerate(self._guards):
-                free = np.flatnonzero(self._active < 0)
-                held = free[guard.evaluate(facts[free], before[free])]
-                if len(held):
-                    self._engage(held, np.full(len(held), len(self._book) + number))
-            self._prize = np.zeros(len(facts))
-            for prize, guard in self._prizes:
-                self._prize += prize * guard.evaluate(facts, before)
+            points = self._book.standardise(facts)
+            _, nearest = self._tree.query(points, distance_upper_bound=self._book.radius)
+            near = np.flatnonzero((nearest < len(self._book)) & (self._active < 0))
+            if len(near):
+                self._engage(near, nearest[near])
+        if len(self._guards):
+            held = self._guards.evaluate(facts, self._before.of(facts))
+            plans = len(self._guards) - len(self._prizes)
+            begins = np.flatnonzero((self._active < 0) & held[:, :plans].any(axis=1))
+            if len(begins):  # where several hold, the first one counts
+                self._engage(begins, len(self._book) + held[begins, :plans].argmax(axis=1))
+            if len(self._prizes):
+                self._prize = held[:, plans:] @ self._prizes
 
     def reward(self, facts: Facts | None, actions: Actions, rewards: NDArray[np.float64]) -> NDArray[np.float64]:
         """Equation 2 at critical states; then move on in the plans."""
-        if self._prizes and self._beta > 0 and self._config.lam > 0:
+        if len(self._prizes) and self._beta > 0 and self._config.lam > 0:
             rewards = rewards + self._beta * self._config.lam * self._prize
         where = np.flatnonzero(self._active >= 0)
         if not len(where):
