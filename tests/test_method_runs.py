@@ -205,8 +205,8 @@ def test_critical_states_of_a_run_are_scored(
     assert cli.run(["fidelity", str(path), "--json"]) == 0
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [score["share"] for score in printed] == [0.1, 0.2, 0.3, 0.4]
-    assert all(score["steps"] > 0 and score["change"] >= 0 for score in printed)
-    assert json.loads((path / "round-1" / "fidelity.json").read_text()) == printed
+    assert all(score["steps"] > 0 and score["change"] >= 0 and score["random"]["change"] >= 0 for score in printed)
+    assert json.loads((path / "round-1" / "fidelity-by-length.json").read_text()) == printed
 
 
 def test_a_run_without_critical_states_has_no_fidelity(finished: dict[str, tuple[Path, dict[str, Any]]]) -> None:

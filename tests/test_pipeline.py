@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import html
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +16,12 @@ import pytest
 from tests.short_tasks import registered
 
 import ultra
-from ultra import api, pipeline, round_advice
+from ultra import api, cli, pipeline, reporting, round_advice
 from ultra.advice import load_advice
 from ultra.budget import PURPOSES
 from ultra.config import (
     AnalyseConfig,
+    AuditConfig,
     CollectConfig,
     EvaluateConfig,
     GuidanceConfig,
@@ -31,8 +35,10 @@ from ultra.pipeline import Refinement
 from ultra.policy import Policy, create_policy, flatten
 from ultra.policy_files import load_policy, save_policy
 from ultra.progress import Reporter, TrainingLog
+from ultra.round_advice import RoundAdvice
 from ultra.run import STAGES, Run, read_curve
 from ultra.tasks import Task, shipped
+from ultra.trajectories import Episodes, Trajectory
 
 POLICIES = Path(ultra.__file__).parent / "policies"
 
@@ -105,7 +111,7 @@ def check_result(config: RefineConfig, result: dict[str, Any], path: Path) -> No
     assert returns["best"] == returns["last" if result["improved"] else "start"]
 
     budget = result["budget"]
-    assert set(budget) == {"total", *PURPOSES, "used", "evaluation"}
+    assert set(budget) == {"total", *PURPOSES, "used", "evaluation", "audit"}
     assert budget["total"] == config.steps
     assert budget["used"] == sum(budget[purpose] for purpose in PURPOSES) <= config.steps
     assert budget["train"] % config.ppo.samples == 0
@@ -141,6 +147,8 @@ def test_a_method_refines_from_end_to_end(base: RefineConfig, method: Method, an
         assert budget["used"] == 0
     elif method == "ppo":
         assert budget["train"] == budget["used"] == config.steps // config.ppo.samples * config.ppo.samples
+    # In so short a game of Pong nobody scores, so that there is no return to change.
+    assert (budget["audit"] > 0) == (method.startswith("ultra") and base is HOPPER)
     if not method.startswith("ultra"):
         assert audit is None
         assert not (tmp_path / "run" / "round-1" / "trajectories").exists()
@@ -163,6 +171,66 @@ def test_the_search_analyst_with_the_defaults(whole: Path) -> None:
     curve = read_curve(whole / "curve.csv")
     assert [row[0] for row in curve] == sorted({row[0] for row in curve})
     assert curve[-1][0] == result["budget"]["used"]
+
+
+def test_the_audit_says_how_well_the_critical_states_explain_the_episodes(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = json.loads((whole / "result.json").read_text())
+    found = result["audit"]["fidelity"]
+    assert found["round"] == 1
+    assert 1 <= found["episodes"] <= HOPPER.collect.episodes
+    assert found["steps"] == result["budget"]["audit"] > 0
+    assert found["change"] > 0
+    assert found["replays"] == HOPPER.audit.replays
+    assert found["ci95"][0] <= found["score"] <= found["ci95"][1]
+    assert found["more_than_random"]["mean"] == pytest.approx(found["change"] - found["random"]["change"])
+    assert cli.run(["verify", str(whole), "--quiet"]) == 0
+    line = reporting.describe_fidelity(found)
+    assert line in capsys.readouterr().out
+    folder = api.report(whole, tmp_path / "report")
+    assert line in (folder / "table.md").read_text()
+    assert html.escape(line) in (folder / "report.html").read_text()
+    with (folder / "runs.csv").open() as file:
+        assert float(next(csv.DictReader(file))["fidelity"]) == pytest.approx(found["score"])
+
+
+def test_measuring_fidelity_changes_nothing_else(whole: Path, tmp_path: Path) -> None:
+    result = api.refine(replace(HOPPER, audit=AuditConfig(replays=0)), tmp_path / "run")
+    measured = json.loads((whole / "result.json").read_text())
+    assert result["audit"]["fidelity"] is None
+    assert result["budget"]["audit"] == 0
+    measured["audit"]["fidelity"], measured["budget"]["audit"] = None, 0
+    assert comparable(result) == comparable(measured)
+    assert (tmp_path / "run" / "curve.csv").read_bytes() == (whole / "curve.csv").read_bytes()
+    assert same(load_policy(tmp_path / "run" / "policy" / "last"), load_policy(whole / "policy" / "last"))
+
+
+def test_a_run_that_began_before_the_audit_was_counted_goes_on(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    manifest = json.loads((tmp_path / "run" / "run.json").read_text())
+    del manifest["config"]["audit"], manifest["done"]["evaluate"]
+    for spent in manifest["done"].values():
+        del spent["audit"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(manifest))
+    (tmp_path / "run" / "round-1" / "fidelity.json").unlink()
+    result = api.refine(HOPPER, tmp_path / "run")
+    assert result["audit"]["fidelity"] is None
+    assert result["budget"]["audit"] == 0
+
+
+def test_many_episodes_are_collected_and_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def collected(path: Path) -> list[Trajectory]:
+        Refinement.start(path, replace(HOPPER, collect=CollectConfig(episodes=5)), Reporter(quiet=True))
+        return list(Episodes(api.collect(path) / "trajectories"))
+
+    whole = collected(tmp_path / "whole")
+    monkeypatch.setattr(pipeline, "EPISODES_TOGETHER", 2)
+    parts = collected(tmp_path / "parts")
+    assert [episode.seed for episode in parts] == [episode.seed for episode in whole]
+    for one, other in zip(parts, whole, strict=True):
+        assert np.allclose(one.rewards, other.rewards, atol=1e-3)
+    assert Run.open(tmp_path / "parts").budget().spent["collect"] == sum(map(len, parts))
 
 
 def test_advice_may_be_trusted_blindly(tmp_path: Path) -> None:
@@ -280,6 +348,7 @@ def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, call: int) ->
         pytest.param(TrainingLog, "__call__", 3, id="training"),
         pytest.param(pipeline, "collect", 1, id="collecting"),
         pytest.param(round_advice, "verify", 1, id="verifying"),
+        pytest.param(RoundAdvice, "measure_fidelity", 1, id="measuring fidelity"),
         pytest.param(pipeline, "train", 1, id="after training"),
         pytest.param(pipeline, "evaluate", 1, id="evaluating"),
     ],

@@ -6,13 +6,16 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -20,9 +23,12 @@ from ultra import study
 from ultra.api import refine, report
 from ultra.cli import run
 from ultra.config import RefineConfig
-from ultra.errors import UltraError
+from ultra.errors import RunDirectoryError, UltraError
 from ultra.permits import Permits, make_permits
+from ultra.policy import flatten
+from ultra.policy_files import load_policy
 from ultra.records import record_from
+from ultra.run import Run
 from ultra.studies.plan import Job, load_study, read_study, slug
 from ultra.studies.work import work
 from ultra.tasks import known_tasks
@@ -290,6 +296,56 @@ def test_a_study_that_changed_its_runs_needs_another_directory(policy: Path, tmp
     (tmp_path / "else" / "file").touch()
     with pytest.raises(UltraError, match="exists and is not a study"):
         study(file, tmp_path / "else")
+
+
+def test_a_study_that_was_moved_goes_on(policy: Path, tmp_path: Path) -> None:
+    """Nothing is done again, and what was missing is done where the study is now."""
+    file, out, moved = tmp_path / "s.yaml", tmp_path / "out", tmp_path / "elsewhere" / "moved"
+    study(write(file, content(policy, seeds=[0])), out, jobs=1)
+    moved.parent.mkdir()
+    out.rename(moved)
+    stamps = {path: path.stat().st_mtime_ns for path in moved.rglob("result.json")}
+    assert len(stamps) == 1
+    assert study(file, moved, jobs=1).done == 1
+    assert study(write(file, content(policy, seeds=[0, 1])), moved, jobs=1).done == 2
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert not out.exists()
+
+
+def test_a_run_that_was_moved_with_its_policy_goes_on_but_not_with_another(policy: Path, tmp_path: Path) -> None:
+    config = RefineConfig("CartPole-v1", policy=str(policy))
+    (tmp_path / "a").mkdir()
+    copied = shutil.copytree(policy, tmp_path / "a" / "policy")
+    Run.start(tmp_path / "a" / "run", "refine", replace(config, policy=str(copied)))
+    (tmp_path / "a").rename(tmp_path / "b")
+    Run.start(tmp_path / "b" / "run", "refine", replace(config, policy=str(tmp_path / "b" / "policy")))
+    with pytest.raises(RunDirectoryError, match="there policy is"):
+        Run.start(tmp_path / "b" / "run", "refine", config)
+
+
+def test_a_study_starts_from_a_zip_of_stable_baselines3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("stable_baselines3")
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    env: Any = VecNormalize(make_vec_env("CartPole-v1", n_envs=1))
+    env.reset()
+    model: Any = PPO("MlpPolicy", env, n_steps=8, batch_size=8, device="cpu", seed=0)
+    model.save(tmp_path / "model.zip")
+    env.save(str(tmp_path / "own.pkl"))
+    value = content(tmp_path, seeds=[0], methods=["none"], baseline="none")
+    value["tasks"]["CartPole-v1"] |= {"policy": "model.zip", "vecnormalize": "own.pkl"}
+    file, out = write(tmp_path / "s.yaml", value), tmp_path / "out"
+    assert run(["study", str(file), "--out", str(out), "--quiet", "--jobs", "1"]) == 0
+    assert "CartPole-v1: " in capsys.readouterr().err
+    weights = model.policy.action_net.weight.detach().numpy()
+    copied = load_policy(out / "policies" / "CartPole_v1")
+    assert any(np.array_equal(np.asarray(array), weights.T) for array in flatten(copied.params).values())
+    assert copied.normalizer.count == pytest.approx(env.obs_rms.count)
+    value["tasks"]["CartPole-v1"]["vecnormalize"] = "other.pkl"
+    with pytest.raises(UltraError, match="another task, policy or training"):
+        study(write(file, value), out, jobs=1)
 
 
 def test_a_second_study_in_the_same_directory_is_turned_away(policy: Path, tmp_path: Path) -> None:

@@ -6,27 +6,22 @@ Each function does what the command of the same name does; `reporter` is silent 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from ultra.advice import load_states
 from ultra.config import RefineConfig, TrainConfig
+from ultra.errors import UltraError
 from ultra.evaluation import evaluate as evaluate_policy
 from ultra.evaluation import evaluation_seeds
-from ultra.fidelity import Fidelity, importance_of_states
-from ultra.fidelity import fidelity as score_fidelity
+from ultra.fidelity import fidelity_of_case
 from ultra.files import write_json
 from ultra.opening import open_policy
 from ultra.pipeline import Refinement
 from ultra.policy import Policy
-from ultra.policy_files import load_policy
 from ultra.progress import Reporter
 from ultra.reporting import write_report
+from ultra.round_advice import fidelity_rng
 from ultra.run import STAGES, Run
-from ultra.statemask import importance
 from ultra.statistics import Estimate
 from ultra.tasks import Task, get_task
 from ultra.training import train_policy
@@ -120,37 +115,38 @@ def collect(run: PathLike, reporter: Reporter | None = None) -> Path:
     return run_stage(run, "collect", reporter)
 
 
-def fidelity(run: PathLike, number: int = 0, reporter: Reporter | None = None) -> list[Fidelity]:
+def fidelity(run: PathLike, number: int = 0, reporter: Reporter | None = None) -> list[dict[str, Any]]:
     """Score how well a run's critical states explain its episodes; the scores are kept in the round's folder.
 
-    A mask network is scored by its importance of every step, any other analyst by that of its critical
-    states. The steps that it takes are told, but are not part of the run's budget.
+    The audit in full: windows of all four lengths, in all episodes that were explained, played to their
+    ends, for any method with critical states. A mask network is scored by its importance of every step,
+    any other analyst by that of its critical states. The steps that it takes are told, but are not part
+    of the run's budget.
 
     Args:
         run: its directory.
         number: round; 0 is the last one with critical states.
         reporter: tells a person how far it is.
 
+    Returns:
+        A score for each length, with that of windows placed by chance.
+
     Raises:
         RunDirectoryError: if the round has no critical states yet.
+        UltraError: if there is nothing to compare changes of the return with.
     """
     refinement = Refinement(Run.open(Path(run)), reporter or Reporter(quiet=True))
     rounds = range(1, refinement.config.rounds + 1)
     if not number:
         number = max((n for n in rounds if refinement.run.finished(f"round-{n}/identify")), default=1)
     refinement.run.require(f"round-{number}/identify", f"ultra identify {run}")
-    folder = refinement.run.round(number)
     with refinement.case(number, "identify") as case:
-        if (folder / "mask").is_dir():
-            mask = load_policy(folder / "mask")
-            importances = [importance(mask, episode.observations[:-1]) for episode in case.episodes]
-        else:
-            importances = importance_of_states(load_states(folder / "states.jsonl"), case.episodes)
-        rng = np.random.default_rng([refinement.config.seed, number, len(STAGES), 1])
-        scores = score_fidelity(
-            case.task, case.policy, case.episodes, importances, rng, workers=refinement.config.workers
+        scores = fidelity_of_case(case, fidelity_rng(refinement.config.seed, number))
+    if not scores:
+        raise UltraError(
+            f"{run}: every episode has return 0, or none was explained: there is no change to compare with"
         )
-    write_json(folder / "fidelity.json", [asdict(score) for score in scores])
+    write_json(refinement.run.round(number) / "fidelity-by-length.json", scores)
     return scores
 
 

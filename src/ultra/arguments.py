@@ -169,7 +169,8 @@ class ReportArguments:
 class FidelityArguments:
     """Score the critical states of a run: how much does the return change if random actions are taken there?
 
-    The field's measure of an explanation (StateMask, RICE); higher is better. Works for every analyst.
+    The field's measure of an explanation (StateMask, RICE); higher is better. Works for every analyst. In full what
+    the audit of a run measures briefly: windows of four lengths, all episodes, played to their ends.
     """
 
     run: Positional[Path]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ultra.errors import BudgetExceededError, UltraError
 
 PURPOSES = ("collect", "analyse", "verify", "train")
-"""What environment steps are spent on. Evaluation is the same for all methods and counted apart."""
+"""What environment steps are spent on. Evaluation and the audit measure and refine nothing: they are counted apart."""
 
 
 @dataclass
@@ -19,11 +19,13 @@ class StepBudget:
         total: steps that may be spent on everything but evaluation.
         spent: steps spent so far for each purpose.
         evaluation: steps spent on evaluation, outside the total.
+        audit: steps spent on measuring the analyst (fidelity), outside the total.
     """
 
     total: int
     spent: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PURPOSES, 0))
     evaluation: int = 0
+    audit: int = 0
 
     def __post_init__(self) -> None:
         if self.total < 1:
@@ -31,7 +33,7 @@ class StepBudget:
 
     @property
     def used(self) -> int:
-        """Steps spent on all purposes, without evaluation."""
+        """Steps spent on all purposes, without evaluation and audit."""
         return sum(self.spent.values())
 
     @property
@@ -56,9 +58,11 @@ class StepBudget:
 
     def as_dict(self) -> dict[str, int]:
         """The figures of `result.json`."""
-        return {"total": self.total, **self.spent, "used": self.used, "evaluation": self.evaluation}
+        apart = {"evaluation": self.evaluation, "audit": self.audit}
+        return {"total": self.total, **self.spent, "used": self.used, **apart}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, int]) -> StepBudget:
         """Inverse of `as_dict`."""
-        return cls(value["total"], {name: int(value[name]) for name in PURPOSES}, int(value["evaluation"]))
+        spent = {name: int(value[name]) for name in PURPOSES}
+        return cls(value["total"], spent, int(value["evaluation"]), int(value.get("audit", 0)))

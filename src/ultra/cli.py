@@ -331,21 +331,15 @@ def _report(arguments: list[str]) -> int:
 
 def _fidelity(arguments: list[str]) -> int:
     import json
-    from dataclasses import asdict
 
     from ultra.arguments import FidelityArguments
 
     options = _parse(FidelityArguments, "fidelity", arguments)
     from ultra.api import fidelity
+    from ultra.reporting import describe_fidelity
 
     for score in fidelity(options.run, options.round):
-        if options.json:
-            print(json.dumps(asdict(score)))
-        else:
-            print(
-                f"{score.share:.0%} of the steps: fidelity {score.score:+.2f} (return changed by {score.change:.1f} of "
-                f"{score.largest:.1f}, {score.episodes} episodes, {score.steps:,} steps outside the budget)"
-            )
+        print(json.dumps(score) if options.json else describe_fidelity(score))
     return 0
 
 

@@ -183,6 +183,17 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True)
+class AuditConfig:
+    """How good the analyst is: measured beside the refinement, outside its budget of steps."""
+
+    replays: int = 12
+    """Replays of explained episodes on which the critical states' fidelity is measured; 0 leaves it out."""
+
+    def __post_init__(self) -> None:
+        _check(self.replays >= 0, "replays", self.replays, "at least 0")
+
+
+@dataclass(frozen=True)
 class GuidanceConfig:
     """How advice modulates training (equations 1 and 2 of arXiv 2505.20671)."""
 
@@ -345,6 +356,7 @@ class RefineConfig:
     analyse: AnalyseConfig = field(default_factory=AnalyseConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     jsrl: JSRLConfig = field(default_factory=JSRLConfig)
     statemask: StateMaskConfig = field(default_factory=StateMaskConfig)

@@ -41,13 +41,15 @@ from ultra.starting import Start, load_start, measure_start
 from ultra.statistics import difference_interval
 from ultra.tasks import Task, get_task
 from ultra.tasks.batch import Batch
-from ultra.trajectories import Episodes, save_trajectory
+from ultra.trajectories import Episodes, Trajectory, save_trajectory
 from ultra.usage import usage_of
 
 BRANCHES_TOGETHER = 64
 """Environments for branches, where they step as one array."""
 SINGLE_BRANCHES = 16
 """The same where each is an object of its own: more take long to make and step no faster."""
+EPISODES_TOGETHER = 256
+"""Episodes that are collected before they are written, so that memory does not grow with their number."""
 
 
 class Refinement:
@@ -152,26 +154,34 @@ class Refinement:
         allowance = int(settings.share * self.config.round_steps)
         longest = max(1, allowance // settings.episodes)
         rng, workers = self._rng(number, "collect"), self.config.workers
+        folder = self.run.round(number) / "trajectories"
+        folder.mkdir(exist_ok=True)
+        returns: list[float] = []
+        steps = 0
         with self.reporter.bar("collect", allowance) as update:
 
-            def tell(steps: int) -> None:
-                update(steps, "")
+            def tell(count: int) -> None:
+                update(steps + count, "")
+
+            def keep(trajectories: list[Trajectory]) -> None:
+                nonlocal steps
+                for trajectory in trajectories:
+                    save_trajectory(trajectory, folder / f"episode-{len(returns):03d}.npz")
+                    returns.append(trajectory.total_reward)
+                    steps += len(trajectory)
 
             if self.config.method in STARTS:
                 most = self.config.rice.episodes
-                trajectories = collect_within(
-                    self.task, policy, rng, gamma, allowance, most=most, workers=workers, progress=tell
+                keep(
+                    collect_within(self.task, policy, rng, gamma, allowance, most=most, workers=workers, progress=tell)
                 )
             else:
                 seeds = rng.integers(2**31, size=settings.episodes).tolist()
-                trajectories = collect(self.task, policy, seeds, gamma, longest=longest, workers=workers, progress=tell)
-        self.budget.charge("collect", sum(len(trajectory) for trajectory in trajectories))
-        folder = self.run.round(number) / "trajectories"
-        folder.mkdir(exist_ok=True)
-        for index, trajectory in enumerate(trajectories):
-            save_trajectory(trajectory, folder / f"episode-{index:03d}.npz")
-        mean = np.mean([trajectory.total_reward for trajectory in trajectories])
-        self.reporter.say(f"          {len(trajectories)} episodes, mean return {mean:.1f} (actions sampled)")
+                for first in range(0, len(seeds), EPISODES_TOGETHER):
+                    part = seeds[first : first + EPISODES_TOGETHER]
+                    keep(collect(self.task, policy, part, gamma, longest=longest, workers=workers, progress=tell))
+        self.budget.charge("collect", steps)
+        self.reporter.say(f"          {len(returns)} episodes, mean return {np.mean(returns):.1f} (actions sampled)")
 
     def _identify(self, number: int) -> None:
         with self.case(number, "identify") as case:
@@ -191,7 +201,9 @@ class Refinement:
 
     def _verify(self, number: int) -> None:
         with self.case(number, "verify") as case:
-            RoundAdvice(self.run, case, number).verify(self.reporter.say)
+            advice = RoundAdvice(self.run, case, number)
+            advice.verify(self.reporter.say)
+            self.budget.audit += advice.measure_fidelity(self.reporter.say)
 
     def _finetune(self, number: int) -> None:
         config = self.config

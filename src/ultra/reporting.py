@@ -43,7 +43,18 @@ def row_of(result: dict[str, Any]) -> dict[str, Any]:
         "last_high": last["ci95"][1],
         "improved": result["improved"],
         "steps": result["budget"]["used"],
+        **_fidelity_cells(result),
     }
+
+
+def _fidelity_cells(result: dict[str, Any]) -> dict[str, Any]:
+    """The fidelity score for the CSV table; empty where it was not measured or the return never changed."""
+    found = (result["audit"] or {}).get("fidelity") or {"score": None, "ci95": None, "random": {"score": None}}
+    low, high = found["ci95"] or (None, None)
+    return {
+        "fidelity": found["score"], "fidelity_low": low, "fidelity_high": high,
+        "fidelity_by_chance": found["random"]["score"],
+    }  # fmt: skip
 
 
 def comparison(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -182,6 +193,24 @@ def explain_rules(rules: Sequence[Rule]) -> str:
     return "\n".join(lines)
 
 
+def describe_fidelity(found: dict[str, Any]) -> str:
+    """A fidelity score in a sentence."""
+    own, chance, more = found["score"], found["random"]["score"], found["more_than_random"]
+    low, high = found["ci95"] or (None, None)
+    ends = f" [{_score(low)}, {_score(high)}]" if found["ci95"] else ""
+    gap = f" [{more['ci95'][0]:+.3g}, {more['ci95'][1]:+.3g}]" if more["ci95"] else ""
+    return (
+        f"fidelity {_score(own)}{ends}, by chance {_score(chance)}: random actions in the most important "
+        f"{found['share']:.0%} of an episode change its return by {found['change']:.3g} of {found['largest']:.3g}, "
+        f"{more['mean']:+.3g}{gap} more than elsewhere ({found['replays']} replays, explained episodes: "
+        f"{found['episodes']}; {found['steps']:,} steps outside the budget)"
+    )
+
+
+def _score(value: float | None) -> str:
+    return "minus infinity" if value is None else f"{value:+.2f}"
+
+
 def audit_table(audit: dict[str, Any], analyst: str) -> str:
     """How good an adviser was, as a table in Markdown: its advice, its rules, and random plans at the same states."""
     header = ["", "helps", "harms", "unclear", "not tried", "mean advantage [95%]", "steps", "steps per helpful one"]
@@ -198,9 +227,9 @@ def audit_table(audit: dict[str, Any], analyst: str) -> str:
                 mean += f" [{part['ci95'][0]:+.3g}, {part['ci95'][1]:+.3g}]"
         price = f"{part['steps_per_helpful']:,}" if part["steps_per_helpful"] else "-"
         rows.append([name, *counts, mean, f"{part['verification_steps']:,}", price])
-    if not rows:
-        return "No advice was given.\n"
-    text = markdown_table(header, rows)
+    text = markdown_table(header, rows) if rows else "No advice was given.\n"
+    if audit.get("fidelity"):
+        text += f"\nOf the critical states of {analyst}: {describe_fidelity(audit['fidelity'])}.\n"
     if audit["tokens_per_helpful"] is not None:
         text += f"\n{audit['tokens_per_helpful']:,.0f} tokens, ${audit['cost_per_helpful']:.4f} for each that helps.\n"
     return text
@@ -217,10 +246,15 @@ def write_report(runs: Sequence[Run], out: Path) -> Path:
     write_csv(out / "runs.csv", [row_of(result) for result in results])
     write_json(out / "runs.json", results)
     table = comparison(results)
-    write_atomically(out / "table.md", markdown_table(*table).encode())
+    write_atomically(out / "table.md", "\n".join([markdown_table(*table), *_audits(results)]).encode())
     draw_curves(runs, out / "curves.png")
     write_atomically(out / "report.html", _page(runs, results, table, out / "curves.png").encode())
     return out
+
+
+def _audits(results: Sequence[dict[str, Any]]) -> list[str]:
+    """The audit of each run that used advice."""
+    return [audit_table(result["audit"], result["analyst"]) for result in results if result.get("audit") is not None]
 
 
 def _page(
@@ -230,9 +264,6 @@ def _page(
     advice = "\n\n".join(explain(item) for run in runs for item in advice_of(run)) or "This method uses no advice."
     rules = explain_rules([rule for run in runs for rule in rules_of(run)])
     advice = f"{advice}\n\n{rules}" if rules else advice
-    audits = "\n".join(
-        audit_table(result["audit"], result["analyst"]) for result in results if result.get("audit") is not None
-    )
     usage = "\n".join(f"{label(result)}: {describe_usage(result.get('llm', {}))}" for result in results)
     return page.page(
         f"ULTRA: {results[0]['task']}",
@@ -240,7 +271,7 @@ def _page(
             page.table(*table),
             page.image(picture, "Learning curves"),
             page.heading("Audit of the advice"),
-            page.preformatted(audits or "This method uses no advice."),
+            page.preformatted("\n".join(_audits(results)) or "This method uses no advice."),
             page.heading("Critical states and advice"),
             page.preformatted(advice),
             page.heading("Language model"),

@@ -28,13 +28,18 @@ from ultra.analysts.base import Case
 from ultra.analysts.random import random_plan
 from ultra.config import RefineConfig, takes_advice
 from ultra.expression import parse
+from ultra.fidelity import AUDIT_SHARE, AUDIT_STEPS, fidelity_of_case
 from ultra.files import write_json
 from ultra.guidance.ultra import UltraGuidance
+from ultra.reporting import describe_fidelity
 from ultra.run import STAGES, Run
 from ultra.simulate import Habit
 from ultra.trajectories import Episodes
 from ultra.usage import usage_of
 from ultra.verification import FIRST_LOOK, Bench, Proposal, Recheck, audit, audit_of, verify, verify_rules
+
+FIDELITY = "fidelity.json"
+"""In a round's folder: how well its critical states explain its episodes."""
 
 
 class RoundAdvice:
@@ -72,6 +77,19 @@ class RoundAdvice:
                     f"{found['harms']} harm, {found['unclear']} unclear, {found['untried']} not tried"
                     + (" (for lack of steps: raise --verify-budget)" if lacking and found["untried"] else "")
                 )
+
+    def measure_fidelity(self, say: Callable[[str], None]) -> int:
+        """For the audit: how well the critical states explain the round's episodes; returns the steps that it took."""
+        if not self.config.audit.replays:
+            return 0
+        rng = fidelity_rng(self.config.seed, self.number)
+        replays = self.config.audit.replays
+        found = fidelity_of_case(self.case, rng, shares=[AUDIT_SHARE], replays=replays, longest=AUDIT_STEPS)
+        write_json(self.folder / FIDELITY, found)
+        lines = [describe_fidelity(item) for item in found]
+        for line in lines or ["fidelity not measured: every episode has return 0, or none has a critical state"]:
+            say(f"          {line}")
+        return sum(int(item["steps"]) for item in found)
 
     def _verify_advice(self, advice: list[Advice], allowance: int) -> tuple[list[Advice], list[Verification]]:
         """Advice with what was found of it, and of random plans at the same states if they are asked for."""
@@ -185,6 +203,11 @@ class RoundAdvice:
         return guidance, reserved
 
 
+def fidelity_rng(seed: int, number: int) -> np.random.Generator:
+    """The source of random actions for a round's fidelity: apart from all others, so that it changes nothing else."""
+    return np.random.default_rng([seed, number, len(STAGES), 1])
+
+
 def audit_of_run(run: Run) -> dict[str, Any] | None:
     """The audit of all rounds' advice, rules and controls so far, or None if the method uses no advice."""
     if not takes_advice(run.config.method):
@@ -197,11 +220,21 @@ def audit_of_run(run: Run) -> dict[str, Any] | None:
     usage, found, of_rules = usage_of(run), audit(advice), audit(rules)
     helpful = found["helps"] + of_rules["helps"]
     return found | {
+        "fidelity": _read_fidelity(run, numbers),
         "rules": of_rules,
         "random_control": audit_of(control) if control else None,
         "tokens_per_helpful": usage["tokens"] / helpful if helpful and usage["used"] else None,
         "cost_per_helpful": usage["cost"] / helpful if helpful and usage["used"] else None,
     }
+
+
+def _read_fidelity(run: Run, numbers: list[int]) -> dict[str, Any] | None:
+    """The fidelity of the last round in which it was measured."""
+    for number in reversed(numbers):
+        path = run.round(number) / FIDELITY
+        for found in json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []:
+            return {"round": number, **found}
+    return None
 
 
 def _read_control(folder: Path) -> list[dict[str, Any]]:

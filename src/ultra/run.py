@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import platform
 import secrets
 from collections.abc import Mapping
@@ -47,6 +48,12 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return result
 
 
+def seen_from(run: Path, config: RefineConfig | TrainConfig) -> str:
+    """Where the starting policy lies as seen from a run directory; empty if there is none."""
+    policy = config.policy if isinstance(config, RefineConfig) else ""
+    return os.path.relpath(policy, run) if policy else ""
+
+
 @dataclass
 class Run:
     """A run directory.
@@ -56,12 +63,14 @@ class Run:
         command: `refine` or `train`.
         config: what was asked for.
         done: budget after each finished stage, in the order in which they finished.
+        policy: where the starting policy lies as seen from the run directory, so that both can be moved together.
     """
 
     path: Path
     command: str
     config: Any
     done: dict[str, dict[str, int]]
+    policy: str = ""
 
     @classmethod
     def open(cls, path: Path, command: str = "refine") -> Run:
@@ -75,13 +84,13 @@ class Run:
             raise RunDirectoryError(f"{path} is not a run directory (no run.json): start one with `ultra {command}`")
         try:
             raw = json.loads(manifest.read_text(encoding="utf-8"))
-            found, done, settings = raw["command"], raw["done"], raw["config"]
+            found, done, settings, policy = raw["command"], raw["done"], raw["config"], raw.get("policy", "")
         except (OSError, ValueError, KeyError) as error:
             raise RunDirectoryError(f"{manifest} is damaged ({error}): use another --out") from error
         if found != command:
             raise RunDirectoryError(f"{path} belongs to `ultra {found}`, not `ultra {command}`: choose another --out")
         kind = RefineConfig if command == "refine" else TrainConfig
-        return cls(path, command, record_from(kind, settings), done)
+        return cls(path, command, record_from(kind, settings), done, policy)
 
     @classmethod
     def start(cls, path: Path, command: str, config: RefineConfig | TrainConfig) -> Run:
@@ -93,7 +102,7 @@ class Run:
         if (path / "run.json").exists():
             run = cls.open(path, command)
             run.check(config)
-            run.config = config
+            run.config, run.policy = config, seen_from(path, config)
             run._write()
             return run
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -102,7 +111,7 @@ class Run:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunDirectoryError(f"cannot make {path}: {error.strerror}; choose another --out") from error
-        run = cls(path, command, config, {})
+        run = cls(path, command, config, {}, seen_from(path, config))
         run._write()
         return run
 
@@ -113,6 +122,8 @@ class Run:
             RunDirectoryError: naming the first difference.
         """
         old, new = _flat(self.config), _flat(config)
+        if self.policy and self.policy == seen_from(self.path, config):
+            old["policy"] = new["policy"]
         for name in new:
             if name not in _IRRELEVANT and old.get(name) != new[name]:
                 raise RunDirectoryError(
@@ -123,7 +134,13 @@ class Run:
     def _write(self) -> None:
         write_json(
             self.path / "run.json",
-            {"command": self.command, "config": asdict(self.config), "versions": versions(), "done": self.done},
+            {
+                "command": self.command,
+                "config": asdict(self.config),
+                "policy": self.policy,
+                "versions": versions(),
+                "done": self.done,
+            },
         )
 
     def finished(self, stage: str) -> bool:

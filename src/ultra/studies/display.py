@@ -53,6 +53,10 @@ class Display:
             self.update()
             self._live.__exit__(kind, error, trace)
 
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
     def expect(self, jobs: Sequence[Job]) -> None:
         """Say which runs there will be; those that are done already are counted."""
         self._jobs = list(jobs)

@@ -13,7 +13,7 @@ from ultra.errors import UltraError
 from ultra.policy_files import SHIPPED
 from ultra.records import closest, record_from
 
-DECIDED = ("task", "policy", "method", "analyst", "seed", "workers")
+DECIDED = ("task", "policy", "vecnormalize", "trust_pickle", "method", "analyst", "seed", "workers")
 """Settings that the study decides for each run."""
 
 
@@ -26,7 +26,12 @@ class StudyTask:
     task: str = ""
     """A known task or a Gymnasium id; default: the name."""
     policy: str = ""
-    """Directory of the starting policy, relative to the study file, or `shipped:NAME`; default: the shipped one."""
+    """The starting policy, a directory of ours or a zip of Stable-Baselines3, relative to the study file, or
+    `shipped:NAME`; default: the shipped one."""
+    vecnormalize: str = ""
+    """VecNormalize statistics of a zip, relative to the study file; by default they are looked for beside it."""
+    trust_pickle: bool = False
+    """Run the pickle of the statistics, with whatever code it holds, if it cannot be read without."""
     train: Mapping[str, Any] | None = None
     """Settings of `ultra train`, if the study is to train the starting policy itself; perhaps on another `task`."""
     reference: float | None = None
@@ -38,6 +43,11 @@ class StudyTask:
     def environment(self) -> str:
         """The task's name on the command line."""
         return self.task or self.name
+
+    @property
+    def start(self) -> tuple[Any, ...]:
+        """What decides which policy all runs start from, and where."""
+        return self.environment, self.policy, self.vecnormalize, self.train
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ def _row(run: Finished) -> dict[str, Any]:
     return {
         **row_of(run.result), "task": run.task, "contender": run.contender, "seconds": f"{run.seconds:.1f}",
         **{name: run.result["budget"][name] for name in ("collect", "analyse", "verify", "train", "evaluation")},
+        "audit": run.result["budget"].get("audit", 0),
         "llm_tokens": llm.get("tokens", 0), "llm_cost": llm.get("cost", 0.0),
     }  # fmt: skip
 
@@ -134,7 +135,14 @@ def _audit(runs: Sequence[Finished]) -> str:
     if not found:
         return ""
     total = {name: sum(audit[name] for audit in found) for name in ("advices", "helps", "harms", "unclear", "untried")}
-    return ", ".join(f"{number} {name}" for name, number in total.items())
+    text = ", ".join(f"{number} {name}" for name, number in total.items())
+    scores = [audit["fidelity"] for audit in found if audit.get("fidelity")]
+    own = [score["score"] for score in scores if score["score"] is not None]
+    chance = [score["random"]["score"] for score in scores if score["random"]["score"] is not None]
+    if own:
+        text += f"; fidelity {sum(own) / len(own):+.2f}"
+        text += f", by chance {sum(chance) / len(chance):+.2f}" if chance else ""
+    return text
 
 
 def notes(summary: Summary) -> list[str]:

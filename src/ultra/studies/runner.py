@@ -11,10 +11,11 @@ from typing import Any
 from ultra.config import RefineConfig
 from ultra.errors import RunDirectoryError, UltraError
 from ultra.files import make_directory, write_json
+from ultra.opening import open_policy
 from ultra.permits import hold_file, make_permits
 from ultra.pipeline import task_of
 from ultra.policy import check_fits
-from ultra.policy_files import load_policy, save_policy
+from ultra.policy_files import save_policy
 from ultra.run import Run
 from ultra.studies.display import Display
 from ultra.studies.plan import Job, Study, StudyTask, read_study, shipped_policy, slug
@@ -47,16 +48,11 @@ def run_study(study: Study, source: Path, out: Path, pool: Pool, display: Displa
         UltraError: if something in the study cannot work, before anything runs.
         KeyboardInterrupt: after all runs have been ended; repeating the command goes on.
     """
-    if (
-        out.exists()
-        and not (out / MANIFEST).is_file()
-        and (not out.is_dir() or any(set(out.iterdir()) - {out / "lock"}))
-    ):
-        raise RunDirectoryError(f"{out} exists and is not a study: choose another --out")
-    make_directory(out)
+    _claim(out)
     with hold_file(out / "lock", busy=f"another `ultra study` is at work in {out}: wait for it"):
         try:
-            prepare(study, source, out)
+            for line in prepare(study, source, out):
+                display.say(line)
             trainings, refinements = study.trainings(out), study.refinements(out)
             with display:
                 display.expect([*trainings, *refinements])
@@ -73,13 +69,17 @@ def run_study(study: Study, source: Path, out: Path, pool: Pool, display: Displa
 
 def _claim(out: Path) -> None:
     """Make the study's directory, unless it is something else's."""
-    if out.is_dir() and not (out / MANIFEST).is_file() and set(out.iterdir()) - {out / "lock"}:
+    mine = (out / MANIFEST).is_file() or not out.exists()
+    if not mine and (not out.is_dir() or set(out.iterdir()) - {out / "lock"}):
         raise RunDirectoryError(f"{out} exists and is not a study: choose another --out")
     make_directory(out)
 
 
-def prepare(study: Study, source: Path, out: Path) -> None:
+def prepare(study: Study, source: Path, out: Path) -> list[str]:
     """Check a study against its parts and against what was done in its directory, and make the directory ready.
+
+    Returns:
+        What to know about starting policies that were read, one line each.
 
     Raises:
         UltraError: naming what cannot work.
@@ -91,8 +91,7 @@ def prepare(study: Study, source: Path, out: Path) -> None:
     for contender in study.contenders:
         if contender.analyst:
             get_analyst(contender.analyst.analyst or contender.analyst.name)
-    for task in study.tasks:
-        _prepare_policy(study, task, source, out, before)
+    remarks = [line for task in study.tasks for line in _prepare_policy(study, task, source, out, before)]
     for job in [*study.trainings(out), *study.refinements(out)]:
         if (job.path / "run.json").is_file():
             Run.open(job.path, "refine" if isinstance(job.config, RefineConfig) else "train").check(job.config)
@@ -100,6 +99,7 @@ def prepare(study: Study, source: Path, out: Path) -> None:
         make_directory(out / name)
     make_permits(out / "permits", study.llm_requests)
     write_json(out / MANIFEST, plain(study))
+    return remarks
 
 
 def plain(study: Study) -> dict[str, Any]:
@@ -127,10 +127,10 @@ def read_manifest(out: Path) -> Study:
         raise RunDirectoryError(f"{path} is damaged ({error}): repeat `ultra study`") from error
 
 
-def _prepare_policy(study: Study, task: StudyTask, source: Path, out: Path, before: Study | None) -> None:
-    """Check a task and copy its starting policy, so that all machines find it."""
+def _prepare_policy(study: Study, task: StudyTask, source: Path, out: Path, before: Study | None) -> list[str]:
+    """Check a task and copy its starting policy, so that all machines find it; returns remarks about it."""
     old = next((entry for entry in before.tasks if entry.name == task.name), None) if before else None
-    if old and (old.environment, old.policy, old.train) != (task.environment, task.policy, task.train):
+    if old and old.start != task.start:
         raise RunDirectoryError(
             f"{out} has runs of tasks.{task.name} with another task, policy or training: give it another name, "
             "or choose another --out"
@@ -139,14 +139,16 @@ def _prepare_policy(study: Study, task: StudyTask, source: Path, out: Path, befo
     if task.train is not None:
         if task.policy:
             raise UltraError(f"tasks.{task.name} has both policy and train: leave one out")
-        return
+        return []
     copy = out / "policies" / slug(task.name)
     if (copy / "policy.json").is_file():
-        return
-    found = shipped_policy(task, source)
-    policy = load_policy(found)
-    check_fits(policy, environment.name, environment.observation_size, environment.action_space)
-    save_policy(policy, copy, {"copied_from": str(found)})
+        return []
+    place = shipped_policy(task, source)
+    statistics = str(source / task.vecnormalize) if task.vecnormalize else ""
+    found = open_policy(place, statistics, trust_pickle=task.trust_pickle)
+    check_fits(found.policy, environment.name, environment.observation_size, environment.action_space)
+    save_policy(found.policy, copy, {"copied_from": str(place)})
+    return [f"{task.name}: {line}" for line in (*found.notes, *(f"warning: {text}" for text in found.warnings))]
 
 
 def _split(jobs: Sequence[Job]) -> tuple[list[Job], list[tuple[Job, str]]]:

@@ -8,6 +8,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,6 +62,11 @@ class Task:
     note: str = ""
     target: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> Callable[[], Task] | None:
+        """Makes the task again in another process; None for a task made by hand."""
+        return partial(make_task, self.target, dict(self.options)) if self.target else None
 
     def make_batch(self, size: int, workers: int | None = None) -> Batch:
         """Make `size` environments that use up to `workers` cores (default: all)."""

@@ -16,18 +16,46 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 
 from ultra.errors import UltraError, WorkerError
-from ultra.spaces import Actions, Discrete
+from ultra.spaces import Actions, ActionSpace, Discrete
 from ultra.tasks.batch import Batch, Facts, Indices, Live, Observations, Snapshot, Step
-from ultra.tasks.task import Task, make_task
+from ultra.tasks.card import Card
 
 _LENGTH = struct.Struct("<Q")
+
+
+class Remakeable(Protocol):
+    """What is to be known of a task, to step its environments in workers."""
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+
+    @property
+    def card(self) -> Card:
+        """Its facts."""
+
+    @property
+    def observation_size(self) -> int:
+        """Entries of an observation."""
+
+    @property
+    def action_space(self) -> ActionSpace:
+        """Actions of the policy."""
+
+    @property
+    def image(self) -> tuple[int, int, int] | None:
+        """Where observations are images."""
+
+    @property
+    def recipe(self) -> Callable[[], Any] | None:
+        """Makes the task again in another process; None if no registered function made it."""
 
 
 def _send(pipe: IO[bytes], message: object) -> None:
@@ -47,7 +75,7 @@ def _receive(pipe: IO[bytes]) -> Any:
 class _Shared:
     """Views of the shared file; every row belongs to one environment."""
 
-    def __init__(self, path: Path, task: Task, size: int, create: bool) -> None:
+    def __init__(self, path: Path, task: Remakeable, size: int, create: bool) -> None:
         action_width = 1 if isinstance(task.action_space, Discrete) else task.action_space.size
         columns = {
             "observations": (np.uint8 if task.image else np.float32, task.observation_size),
@@ -74,7 +102,7 @@ class WorkerBatch:
     """Environments of one task in `workers` processes, several in each.
 
     Args:
-        task: made again by its target and options in each worker.
+        task: made again by its recipe in each worker.
         maker: name of the task's method that makes a batch of a given size.
         size: environments in all.
         workers: processes.
@@ -84,8 +112,8 @@ class WorkerBatch:
         WorkerError: when a worker fails; the message holds its traceback.
     """
 
-    def __init__(self, task: Task, maker: str, size: int, workers: int) -> None:
-        if not task.target:
+    def __init__(self, task: Remakeable, maker: str, size: int, workers: int) -> None:
+        if task.recipe is None:
             raise UltraError(
                 f"worker processes cannot make the task {task.name!r}, which no registered function made: "
                 "see ultra.tasks.register, or use one worker (--workers 1)"
@@ -107,7 +135,7 @@ class WorkerBatch:
                 self._processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
             for k in range(workers):
                 # What this process can import, a worker can import as well.
-                self._post(k, sys.path, task.target, dict(task.options), maker, size, *self._bounds[k : k + 2], name)
+                self._post(k, sys.path, task.recipe, maker, size, *self._bounds[k : k + 2], name)
             for k in range(workers):
                 self._reply(k)
         except BaseException:
@@ -254,9 +282,9 @@ def _work() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a simulator prints must not mix with the answers
     try:
-        sys.path[:], target, options, maker, size, start, stop, path = _receive(commands)
+        sys.path[:], recipe, maker, size, start, stop, path = _receive(commands)
         try:
-            task = make_task(target, options)
+            task = recipe()
             batch: Batch = getattr(task, maker)(stop - start)
         except UltraError as error:
             _send(answers, ("refused", str(error)))

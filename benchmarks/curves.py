@@ -1,0 +1,413 @@
+"""How speed, memory and start-up grow: with environments, with the network, with the table of advice.
+
+    python benchmarks/curves.py --out docs/results/scaling-curves.md
+
+On Hopper-v5, every measurement in a process of its own, points of a curve in turn; the page gives medians and
+ranges over the rounds, and a picture. Finished measurements are kept in a CSV file beside the page and
+skipped when the command is given again. What a person wrote below the heading "Reading" of the page stays.
+How the cost of a study grows with its runs and with cores is measured by `benchmarks/study_scaling.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.speed import PACKAGES, READING, fresh_policy, known, rate_of
+
+TASK = "hopper"
+Measured = dict[str, float]
+
+ENVIRONMENTS = (8, 16, 32, 64, 128, 256, 512)
+WIDTHS = (64, 128, 256, 512)
+ENTRIES = (10, 100, 1_000, 10_000)
+RULES = (0, 50)
+TOGETHER = 64
+"""States that are matched at once."""
+LIMITS = {"memory": ("megabytes", 1536.0), "help": ("seconds", 0.3), "import": ("seconds", 0.2)}
+
+
+# What is measured: each returns its figures by name
+
+
+def environments(seconds: float, count: int) -> Measured:
+    """The simulator alone, and rollouts of a fresh policy, with so many environments."""
+    import numpy as np
+
+    from ultra.guidance.base import NoGuidance
+    from ultra.rollout import Environments
+
+    batch: Any = known(TASK).make_batch(count)
+    engine, recorded = batch._rollout, []
+
+    class Recorder:
+        def rollout(self, model: Any, data: Any, states: Any, control: Any, **rest: Any) -> None:
+            recorded.append((model, data, states.copy(), control.copy(), rest))
+            engine.rollout(model, data, states, control, **rest)
+
+    own = Environments(batch, NoGuidance(), np.random.default_rng(0))
+    own.begin()
+    policy, length = fresh_policy(TASK), max(16, 2048 // count)
+    collection = rate_of(lambda: own.rollout(policy, length, 0.99).steps, seconds)
+    batch._rollout = Recorder()
+    own.rollout(policy, length, 0.99)
+
+    def again() -> int:
+        for model, data, states, control, rest in recorded:
+            engine.rollout(model, data, states, control, **rest)
+        return sum(len(states) for _, _, states, _, _ in recorded)
+
+    return {"collection": collection, "simulator": rate_of(again, seconds)}
+
+
+def width(seconds: float, units: int) -> Measured:
+    """The whole loop with two layers of so many units."""
+    import numpy as np
+
+    from ultra.guidance.base import NoGuidance
+    from ultra.policy import Architecture, create_policy
+
+    found = known(TASK)
+    shape = Architecture(found.observation_size, found.action_space, (units, units))
+    policy = create_policy(shape, np.random.default_rng(0))
+    return {"loop": loop_rate(policy, NoGuidance(), seconds * WIDTHS[0] / units)}  # wide ones are slow
+
+
+def unguided(seconds: float) -> Measured:
+    """The whole loop without guidance, to compare the next ones with."""
+    from ultra.guidance.base import NoGuidance
+
+    return {"loop": loop_rate(fresh_policy(TASK), NoGuidance(), seconds)}
+
+
+def guidance(seconds: float, entries: int, rules: int) -> Measured:
+    """The whole loop with a table and rules, and matching alone."""
+    import numpy as np
+
+    from ultra.config import PPOConfig
+    from ultra.guidance.base import NoGuidance
+    from ultra.rollout import Environments
+
+    found, policy = known(TASK), fresh_policy(TASK)
+    batch = found.make_batch(TOGETHER)
+    own = Environments(batch, NoGuidance(), np.random.default_rng(0))
+    own.begin()
+    visited = []
+    for _ in range(32):
+        own.rollout(policy, 5, 0.99)
+        visited.append(batch.facts())
+    batch.close()
+    table = guidance_over(visited, entries, rules, TOGETHER)
+    actions = np.zeros((TOGETHER, found.action_space.size), np.float32)
+
+    def match() -> int:
+        for facts in visited:
+            table.act(np.zeros((TOGETHER, found.observation_size), np.float32), facts, actions)
+            table.reward(facts, actions, np.zeros(TOGETHER))
+        return len(visited)
+
+    matching = 1e6 / rate_of(match, seconds)
+    whole = guidance_over(visited, entries, rules, PPOConfig().environments)
+    return {"matching": matching, "loop": loop_rate(policy, whole, seconds)}
+
+
+def memory(seconds: float, episodes: int) -> Measured:
+    """Peak memory of a run whose first stage collects so many episodes; `seconds` does not matter."""
+    import ultra
+    from ultra.config import CollectConfig, RefineConfig
+    from ultra.pipeline import Refinement
+    from ultra.progress import Reporter
+
+    policy = Path(ultra.__file__).parent / "policies" / TASK
+    steps = 10 * episodes * known(TASK).time_limit
+    config = RefineConfig(TASK, policy=str(policy), steps=steps, collect=CollectConfig(episodes=episodes, share=0.1))
+    with tempfile.TemporaryDirectory() as folder:
+        refinement = Refinement.start(Path(folder) / "run", config, Reporter(quiet=True))
+        refinement.run_stage("collect")
+        collected = float(refinement.budget.spent["collect"])
+    return {"megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "steps": collected}
+
+
+def start_up(seconds: float, *command: str) -> Measured:
+    """Seconds until a command has ended: median of seven; `seconds` does not matter."""
+    times = []
+    for _ in range(7):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, *command], check=True, capture_output=True)
+        times.append(time.perf_counter() - began)
+    return {"seconds": statistics.median(times)}
+
+
+def guidance_over(visited: list[Any], entries: int, rules: int, count: int) -> Any:
+    """ULTRA-RA with entries near visited states, whose plans change nothing, and rules that never hold."""
+    import numpy as np
+
+    from ultra.advice import Advice, AdviceBook, CriticalState, Entry, Rule, Verification, calibrate
+    from ultra.config import GuidanceConfig
+    from ultra.expression import parse
+    from ultra.guidance.ultra import UltraGuidance
+    from ultra.plans import Plan, Segment
+
+    found, rng = known(TASK), np.random.default_rng(0)
+    good = Verification(1.0, 0.5, 1.5, 8, 1.0, "helps", 0)
+    plan = Plan((Segment((0.0,) * found.action_space.size, 4),), relative=True)
+    columns, names = found.card.matched, found.card.fact_names
+    scale, radius = calibrate(visited, columns)
+    states = np.concatenate(visited)
+    facts = states[rng.integers(len(states), size=entries)]
+    facts = facts + 0.3 * states.std(axis=0) * rng.normal(size=facts.shape)
+    advice = Advice(CriticalState(0, 0, 1.0, ""), plan, 0.5, -0.5, "", "benchmark", good)
+    taken = np.zeros((4, found.action_space.size), np.float32)
+    book = AdviceBook(tuple(Entry(advice, row, b"", taken) for row in facts), columns, scale, radius)
+    guards = [parse(f"{names[k % len(names)]} > {1e6 + k} and {names[0]} < prev({names[0]})", names)
+              for k in range(rules)]  # fmt: skip
+    pairs = [(Rule(guard.text, plan, 0.5, "", "benchmark", good, together=good), guard) for guard in guards]
+    # Not annealed within the measurement, and no starts from states that were never saved.
+    settings = GuidanceConfig(restart=0.0, anneal_until=1.0)
+    return UltraGuidance(
+        book, found.action_space, settings, count, on_actions=True, on_rewards=True, rng=rng, rules=pairs
+    )
+
+
+def loop_rate(policy: Any, guidance: Any, seconds: float) -> float:
+    """Steps per second of the whole loop with our defaults; the first iteration, which compiles, does not count."""
+    import numpy as np
+
+    from ultra.config import PPOConfig
+    from ultra.ppo import Iteration, train
+
+    config, seen = PPOConfig(), []
+    iterations = max(3, round(seconds * 5))
+
+    def look(iteration: Iteration) -> None:
+        seen.append(iteration)
+
+    rng = np.random.default_rng(0)
+    train(known(TASK), policy, config, iterations * config.samples, rng, guidance=guidance, observer=look)
+    return (seen[-1].steps - seen[0].steps) / sum(iteration.seconds for iteration in seen[1:])
+
+
+KINDS: dict[str, tuple[Callable[..., Measured], tuple[str, ...]]] = {
+    "environments": (environments, ("count",)),
+    "width": (width, ("units",)),
+    "unguided": (unguided, ()),
+    "guidance": (guidance, ("entries", "rules")),
+    "memory": (memory, ("episodes",)),
+    "help": (lambda seconds: start_up(seconds, "-m", "ultra", "--help"), ()),
+    "import": (lambda seconds: start_up(seconds, "-c", "import ultra"), ()),
+}
+COLUMNS = ("kind", "point", "round", "quantity", "value")
+
+
+def points(tiny: bool) -> list[tuple[str, tuple[int, ...]]]:
+    """Every point of every curve; `tiny` takes the smallest of each, to see that the command works."""
+    if tiny:
+        return [("environments", (8,)), ("width", (64,)), ("unguided", ()), ("guidance", (10, 50)), ("memory", (2,)),
+                ("help", ()), ("import", ())]  # fmt: skip
+    return [
+        *(("environments", (count,)) for count in ENVIRONMENTS), *(("width", (units,)) for units in WIDTHS),
+        ("unguided", ()), *(("guidance", (entries, rules)) for rules in RULES for entries in ENTRIES),
+        ("memory", (1000,)), ("help", ()), ("import", ()),
+    ]  # fmt: skip
+
+
+# Measuring
+
+
+def measure(kind: str, point: tuple[int, ...], seconds: float) -> Measured:
+    """One measurement in a process of its own."""
+    command = [sys.executable, __file__, "--measure", kind, "--at", *map(str, point), "--seconds", str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{kind} {point}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    found: Measured = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def measured_before(path: Path) -> list[dict[str, str]]:
+    """The rows of the CSV file; none if there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def save(path: Path, rows: list[dict[str, str]]) -> None:
+    """All rows as CSV."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+# The page
+
+
+class Figures:
+    """What was measured, by kind, point and quantity."""
+
+    def __init__(self, rows: list[dict[str, str]]) -> None:
+        self._values: dict[tuple[str, str, str], list[float]] = {}
+        for row in rows:
+            self._values.setdefault((row["kind"], row["point"], row["quantity"]), []).append(float(row["value"]))
+
+    def points(self, kind: str) -> list[str]:
+        """Points of a curve that were measured."""
+        return list(dict.fromkeys(point for one, point, _ in self._values if one == kind))
+
+    def values(self, kind: str, point: str, quantity: str) -> list[float]:
+        """One for each round."""
+        return self._values.get((kind, point, quantity), [])
+
+    def cell(self, kind: str, point: str, quantity: str, digits: int = 0) -> str:
+        """Median and range."""
+        values = self.values(kind, point, quantity)
+        if not values:
+            return ""
+        low, high = min(values), max(values)
+        return f"{statistics.median(values):,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+    def median(self, kind: str, point: str, quantity: str) -> float:
+        """The median."""
+        return statistics.median(self.values(kind, point, quantity))
+
+
+def page(figures: Figures, rounds: int, picture: str, reading: str) -> str:
+    """The Markdown page."""
+    installed = []
+    for name in PACKAGES:
+        try:
+            installed.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    lines = [
+        "# Scaling curves", "",
+        f"Made by `python benchmarks/curves.py --rounds {rounds}` on {date.today()}: {os.cpu_count()} cores "
+        f"({platform.machine()}), Python {platform.python_version()}, {', '.join(installed)}.", "",
+        "Hopper-v5; medians of the rounds, with their range in brackets; every measurement in a process of its own, "
+        "points in turn. How a study grows with its runs and with cores: `python benchmarks/study_scaling.py`, "
+        "[scaling](../scaling.md).", "", f"![Curves]({picture})", "",
+        "## Environments", "",
+        "Steps/s of rollouts with a fresh policy of 64 x 64, and of the simulator alone over the same states and "
+        "actions.", "",
+        "| environments | collection | simulator alone | share |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for point in figures.points("environments"):
+        share = figures.median("environments", point, "collection") / figures.median("environments", point, "simulator")
+        cells = [figures.cell("environments", point, name) for name in ("collection", "simulator")]
+        lines.append(f"| {point} | {cells[0]} | {cells[1]} | {share:.0%} |")
+    lines += ["", "## Width of the network", "", "Two hidden layers each for actor and critic; our defaults.", "",
+              "| units | whole loop, steps/s |", "|---|---|"]  # fmt: skip
+    lines += [f"| {point} | {figures.cell('width', point, 'loop')} |" for point in figures.points("width")]
+    lines += [
+        "", "## Table of advice and rules", "",
+        f"Entries lie near visited states and match at the calibrated radius; rules never hold. Matching is one step "
+        f"of {TOGETHER} states, the share is against the loop without guidance: "
+        f"{figures.cell('unguided', '', 'loop')} steps/s.", "",
+        "| entries | rules | whole loop, steps/s | share | matching, us |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for point in figures.points("guidance"):
+        entries, rules = point.split()
+        share = figures.median("guidance", point, "loop") / figures.median("unguided", "", "loop")
+        cells = [figures.cell("guidance", point, name) for name in ("loop", "matching")]
+        lines.append(f"| {int(entries):,} | {rules} | {cells[0]} | {share:.0%} | {cells[1]} |")
+    lines += ["", "## Memory and start-up", "", "| | | target | |", "|---|---|---|---|"]
+    for kind, words in (("memory", "MB at most, a run that collects {} episodes"),
+                        ("help", "`ultra --help`, seconds"), ("import", "`import ultra`, seconds")):  # fmt: skip
+        for point in figures.points(kind):
+            quantity, limit = LIMITS[kind]
+            met = "met" if figures.median(kind, point, quantity) < limit else "missed"
+            cell = figures.cell(kind, point, quantity, 0 if kind == "memory" else 2)
+            lines.append(f"| {words.format(point)} | {cell} | {limit:,g} | {met} |")
+    return "\n".join(lines) + f"\n\n{READING}\n{reading}"
+
+
+def draw(figures: Figures, path: Path) -> None:
+    """The three curves as PNG."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 3, figsize=(10.5, 3.2), dpi=110, layout="constrained")
+
+    def curve(axes: Any, kind: str, quantity: str, name: str, rules: str | None = None) -> None:
+        found = [point for point in figures.points(kind) if rules is None or point.split()[1] == rules]
+        if not found:
+            return
+        x = [int(point.split()[0]) for point in found]
+        middle = [figures.median(kind, point, quantity) for point in found]
+        (line,) = axes.plot(x, middle, "o-", label=name, markersize=3)
+        ends = [figures.values(kind, point, quantity) for point in found]
+        axes.fill_between(x, [min(v) for v in ends], [max(v) for v in ends], color=line.get_color(), alpha=0.15)
+
+    curve(panels[0], "environments", "simulator", "simulator alone")
+    curve(panels[0], "environments", "collection", "collection")
+    curve(panels[1], "width", "loop", "whole loop")
+    for rules in RULES:
+        curve(panels[2], "guidance", "loop", f"whole loop, {rules} rules", str(rules))
+    for axes, words in zip(panels, ("environments", "units in a layer", "entries of the table"), strict=True):
+        axes.set_xscale("log", base=10 if "entries" in words else 2)
+        axes.set_xlabel(words)
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("steps/s")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Measure what is missing and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/scaling-curves.md"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement of a rate, about")
+    parser.add_argument("--only", choices=KINDS, action="append", help="only these curves")
+    parser.add_argument("--tiny", action="store_true", help="one point of each, to see that it works")
+    parser.add_argument("--measure", choices=KINDS, help=argparse.SUPPRESS)
+    parser.add_argument("--at", type=int, nargs="*", default=[], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        function, names = KINDS[options.measure]
+        print(json.dumps(function(options.seconds, **dict(zip(names, options.at, strict=True)))))
+        return
+    data = options.out.with_suffix(".csv")
+    rows = measured_before(data)
+    done = {(row["kind"], row["point"], row["round"]) for row in rows}
+    for number in range(options.rounds):
+        for kind, point in points(options.tiny):
+            key = (kind, " ".join(map(str, point)), str(number))
+            if key in done or kind not in (options.only or KINDS):
+                continue
+            found = measure(kind, point, options.seconds)
+            rows += [dict(zip(COLUMNS, (*key, name, f"{value:.6g}"), strict=True)) for name, value in found.items()]
+            save(data, rows)
+            said = ", ".join(f"{name} {value:,.5g}" for name, value in found.items())
+            print(f"round {number} {kind:<13} {key[1]:<9} {said}", flush=True)
+    reading = "\n"
+    if options.out.is_file() and READING in (text := options.out.read_text(encoding="utf-8")):
+        reading = text.split(READING, 1)[1].lstrip("\n").join(["\n", ""])
+    figures, picture = Figures(rows), options.out.with_suffix(".png")
+    draw(figures, picture)
+    options.out.write_text(page(figures, options.rounds, picture.name, reading), encoding="utf-8")
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()
