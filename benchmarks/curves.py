@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.speed import PACKAGES, READING, fresh_policy, known, rate_of
+from benchmarks.speed import PACKAGES, READING, collecting, fresh_policy, known, measured, rate_of, raw
 
 TASK = "hopper"
 Measured = dict[str, float]
@@ -47,32 +47,9 @@ LIMITS = {"memory": ("megabytes", 1536.0), "help": ("seconds", 0.3), "import": (
 
 def environments(seconds: float, count: int) -> Measured:
     """The simulator alone, and rollouts of a fresh policy, with so many environments."""
-    import numpy as np
-
-    from ultra.guidance.base import NoGuidance
-    from ultra.rollout import Environments
-
-    batch: Any = known(TASK).make_batch(count)
-    engine, recorded = batch._rollout, []
-
-    class Recorder:
-        def rollout(self, model: Any, data: Any, states: Any, control: Any, **rest: Any) -> None:
-            recorded.append((model, data, states.copy(), control.copy(), rest))
-            engine.rollout(model, data, states, control, **rest)
-
-    own = Environments(batch, NoGuidance(), np.random.default_rng(0))
-    own.begin()
-    policy, length = fresh_policy(TASK), max(16, 2048 // count)
-    collection = rate_of(lambda: own.rollout(policy, length, 0.99).steps, seconds)
-    batch._rollout = Recorder()
-    own.rollout(policy, length, 0.99)
-
-    def again() -> int:
-        for model, data, states, control, rest in recorded:
-            engine.rollout(model, data, states, control, **rest)
-        return sum(len(states) for _, _, states, _, _ in recorded)
-
-    return {"collection": collection, "simulator": rate_of(again, seconds)}
+    batch, rollout = collecting(TASK, count, max(16, 2048 // count))
+    collection = rate_of(rollout, seconds)
+    return {"collection": collection, "simulator": raw(batch, rollout, seconds)["rate"]}
 
 
 def width(seconds: float, units: int) -> Measured:
@@ -227,16 +204,6 @@ def points(tiny: bool) -> list[tuple[str, tuple[int, ...]]]:
 
 
 # Measuring
-
-
-def measure(kind: str, point: tuple[int, ...], seconds: float) -> Measured:
-    """One measurement in a process of its own."""
-    command = [sys.executable, __file__, "--measure", kind, "--at", *map(str, point), "--seconds", str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{kind} {point}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-    found: Measured = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
 
 
 def measured_before(path: Path) -> list[dict[str, str]]:
@@ -395,7 +362,7 @@ def main() -> None:
             key = (kind, " ".join(map(str, point)), str(number))
             if key in done or kind not in (options.only or KINDS):
                 continue
-            found = measure(kind, point, options.seconds)
+            found = measured(__file__, "--measure", kind, "--at", *map(str, point), "--seconds", str(options.seconds))
             rows += [dict(zip(COLUMNS, (*key, name, f"{value:.6g}"), strict=True)) for name, value in found.items()]
             save(data, rows)
             said = ", ".join(f"{name} {value:,.5g}" for name, value in found.items())

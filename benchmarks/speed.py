@@ -38,7 +38,7 @@ Measured = dict[str, float]
 # Contenders: each returns steps/s, and may add figures of its own
 
 
-def raw(batch: Any, work: Callable[[], int], **settings: Any) -> Measured:
+def raw(batch: Any, work: Callable[[], int], seconds: float = 4.0, **settings: Any) -> Measured:
     """`mujoco.rollout` alone: the same states and actions as in some work on a batch, recorded beforehand."""
     engine, recorded = batch._rollout, []
 
@@ -58,20 +58,20 @@ def raw(batch: Any, work: Callable[[], int], **settings: Any) -> Measured:
             engine.rollout(batch._model, batch._data, states, control, nstep=batch._frame_skip, state=out, **settings)
         return sum(len(states) for states, _ in recorded)
 
-    return {"rate": rate_of(again, 4.0)}
+    return {"rate": rate_of(again, seconds)}
 
 
-def collecting(task: str) -> tuple[Any, Callable[[], int]]:
-    """32 environments, and rollouts in them with a fresh policy, without updates."""
+def collecting(task: str, count: int = 32, steps: int = 64) -> tuple[Any, Callable[[], int]]:
+    """A batch, and rollouts in it with a fresh policy, without updates."""
     import numpy as np
 
     from ultra.guidance.base import NoGuidance
     from ultra.rollout import Environments
 
-    policy, batch = fresh_policy(task), known(task).make_batch(32)
+    policy, batch = fresh_policy(task), known(task).make_batch(count)
     environments = Environments(batch, NoGuidance(), np.random.default_rng(0))
     environments.begin()
-    return batch, lambda: environments.rollout(policy, 64, 0.99).steps
+    return batch, lambda: environments.rollout(policy, steps, 0.99).steps
 
 
 def update(task: str) -> Measured:
@@ -326,9 +326,9 @@ def rate_of(once: Callable[[], int], seconds: float) -> float:
     return steps / (time.perf_counter() - began)
 
 
-def measure(contender: str, task: str) -> Measured:
-    """One measurement in a process of its own."""
-    command = [sys.executable, __file__, "--measure", contender, "--task", task]
+def measured(script: str, *options: str) -> Measured:
+    """One measurement in a process of its own: what a script prints last, as JSON."""
+    command = [sys.executable, script, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["no message"])[-1])
@@ -426,7 +426,7 @@ def main() -> None:
                 if (task, name, number) in done or name in missing:
                     continue
                 try:
-                    found = measure(name, task)
+                    found = measured(__file__, "--measure", name, "--task", task)
                 except RuntimeError as error:
                     missing[name] = str(error)
                     print(f"{name}: left out ({error})", flush=True)
