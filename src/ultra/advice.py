@@ -19,6 +19,9 @@ from ultra.tasks.batch import Snapshot
 Verdict = Literal["helps", "harms", "unclear"]
 Record = TypeVar("Record")
 
+RULES = "rules.jsonl"
+"""Analysts leave their rules in the round's folder under this name."""
+
 
 @dataclass(frozen=True)
 class CriticalState:
