@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,8 @@ SCREENED = 4
 """Candidate states for each critical state that is wanted."""
 SPACING = 4
 """Candidates of one episode lie at least so many steps apart."""
+COMPARED = 0.5
+"""Branches that compare last this share of the horizon: twice as much is compared, and verification looks further."""
 LOOK_AHEAD = 24
 """Steps over which a fall of the critic's estimate makes a state a likely candidate."""
 
@@ -82,6 +84,7 @@ class SearchAnalyst:
         Candidates are drawn in proportion to disappointment. In each round every remaining state
         tries fresh random plans; the half that they improve less drops out.
         """
+        case = _nearer(case)
         candidates = self._candidates(case)
         snapshots = [case.snapshot(state) for state in candidates]
         bench = self._bench(case, IDENTIFY_SHARE * (1 - case.config.rules) * case.allowance)
@@ -126,6 +129,7 @@ class SearchAnalyst:
 
     def advise(self, case: Case, states: Sequence[CriticalState]) -> list[Advice]:
         """Compare plans at the states; then rules, if they are asked for, which go into the round's `rules.jsonl`."""
+        case = _nearer(case)
         advice = self._advise_points(case, states)
         if case.config.rules > 0:
             bench = self._bench(case, case.config.rules * case.allowance)
@@ -229,6 +233,12 @@ class SearchAnalyst:
             explanation=(f"{words}; it won against {case.config.candidates - 1} other plans."),
             source=self.name,
         )
+
+
+def _nearer(case: Case) -> Case:
+    """The case with a shorter horizon, for comparisons."""
+    horizon = max(case.config.plan_steps + 1, int(COMPARED * case.config.horizon))
+    return replace(case, config=replace(case.config, horizon=horizon))
 
 
 def _promise(effects: list[float]) -> float:
