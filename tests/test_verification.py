@@ -27,7 +27,19 @@ from ultra.policy import Architecture, Policy, create_policy, flatten, unflatten
 from ultra.spaces import Actions, ActionSpace, Continuous, Discrete
 from ultra.tasks import Snapshot, Step
 from ultra.tasks.batch import Facts, Indices, Live, Observations
-from ultra.verification import FIRST_LOOK, Bench, Proposal, Trial, audit, interval, judge, looks, run_pairs, verify
+from ultra.verification import (
+    FIRST_LOOK,
+    Bench,
+    Proposal,
+    Trial,
+    audit,
+    chance_of_clarity,
+    interval,
+    judge,
+    looks,
+    run_pairs,
+    verify,
+)
 
 Array = NDArray[np.float64]
 
@@ -179,6 +191,27 @@ def test_doubtful_advice_is_looked_at_longer() -> None:
     found = verify_all([proposal(PUSH, 1.0)] * 40, Game(), player(FORCE), branches=64)
     assert share(found, "helps") > 0.9
     assert np.mean([v.pairs > FIRST_LOOK for v in found]) > 0.5
+
+
+def test_what_will_hardly_become_clear_is_given_up() -> None:
+    """Half the pairs are saved on worthless advice, and hardly any good advice is missed."""
+    worthless = verify_all([proposal(PUSH)] * 100, Game(), player(FORCE), branches=64)
+    assert np.mean([v.pairs for v in worthless]) < 45
+    assert {v.verdict for v in worthless if 8 < v.pairs < 64} >= {"unclear"}
+    good = verify_all([proposal(PUSH, 1.0)] * 100, Game(), player(FORCE), branches=64)
+    assert np.mean([v.verdict == "unclear" and v.pairs < 64 for v in good]) < 0.1
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-10, 10), min_size=8, max_size=32), st.sampled_from([64, 128]))
+def test_the_chance_of_clarity(differences: list[float], most: int) -> None:
+    """It is a probability, the same for losses as for gains, and larger for what is further from zero."""
+    values = np.array(differences)
+    chance = chance_of_clarity(values, most, 0.95, 4)
+    assert 0 <= chance <= 1
+    assert chance == pytest.approx(chance_of_clarity(-values, most, 0.95, 4))
+    if values.std() > 1e-6:
+        assert chance_of_clarity(values + math.copysign(5.0, values.mean()), most, 0.95, 4) >= chance - 1e-9
 
 
 @pytest.mark.parametrize("worth", [-1.0, 0.0, 0.6])

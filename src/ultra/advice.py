@@ -19,6 +19,9 @@ from ultra.tasks.batch import Snapshot
 Verdict = Literal["helps", "harms", "unclear"]
 Record = TypeVar("Record")
 
+RULES = "rules.jsonl"
+"""Analysts leave their rules in the round's folder under this name."""
+
 
 @dataclass(frozen=True)
 class CriticalState:
@@ -292,9 +295,14 @@ class AdviceBook:
 
 
 def trusted(advice: Advice | Rule, trust: Literal["helps", "all"]) -> bool:
-    """Whether advice takes part in training: not if it harms, or has not or (rewards alone) cannot be tried."""
-    in_set = isinstance(advice, Rule) and advice.together is not None
-    return trust == "all" or in_set or advice.verdict in ("helps", "unclear")
+    """Whether advice takes part in training: not if it harms, or has not or (rewards alone) cannot be tried.
+
+    An unclear advice still rewards, once for each visit of its state. An unclear rule does not: its reward
+    comes at every step where its guard holds, and would soon be worth more than the task's own.
+    """
+    if trust == "all":
+        return True
+    return advice.together is not None if isinstance(advice, Rule) else advice.verdict in ("helps", "unclear")
 
 
 def calibrate(facts: Sequence[NDArray[np.float64]], columns: NDArray[np.intp]) -> tuple[NDArray[np.float64], float]:

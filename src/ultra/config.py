@@ -96,6 +96,11 @@ class AnalyseConfig:
     """The `search` analyst's share of the step budget."""
     candidates: int = 8
     """Plans that `search` compares at each candidate state."""
+    rules: float = 0.0
+    """Part of that share which `search` spends on rules; the rest finds advice at states."""
+    compared: float = 0.5
+    """Part of the horizon over which `search` compares: half of it buys twice the advice, and verification looks over
+    all of it. Where rewards come late (Pong), 1 finds more that helps."""
     plan_steps: int = 16
     """Longest plan; advice may be up to 16 discrete actions or 30 steps of continuous ones."""
     horizon: int = 64
@@ -104,6 +109,8 @@ class AnalyseConfig:
     def __post_init__(self) -> None:
         _check(self.states >= 1, "states", self.states, "at least 1")
         _check(0 < self.share < 1, "share", self.share, "between 0 and 1")
+        _check(0 < self.compared <= 1, "compared", self.compared, "above 0 and at most 1")
+        _check(0 <= self.rules < 1, "rules", self.rules, "in [0, 1)")
         _check(self.candidates >= 2, "candidates", self.candidates, "at least 2")
         _check(1 <= self.plan_steps <= 16, "plan_steps", self.plan_steps, "between 1 and 16")
         _check(self.horizon > self.plan_steps, "horizon", self.horizon, f"longer than a plan ({self.plan_steps})")

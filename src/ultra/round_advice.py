@@ -114,8 +114,10 @@ class RoundAdvice:
             return rules, 0
         names = self.case.task.card.fact_names
         habits = {rule.guard: Habit(parse(rule.guard, names), plan) for rule, plan in tried}
-        # Episodes are cut where the allowance would not last for a first look at every rule and at two sets.
-        affordable = allowance // (FIRST_LOOK * (len(habits) + 4))
+        # Episodes are cut where the allowance would not last for a first look at every rule (twice as much where
+        # a strength is chosen first) and at two sets.
+        looks = sum(4 if plan.relative else 2 for _, plan in tried) + (4 if len(tried) > 1 else 0)
+        affordable = allowance // (FIRST_LOOK * looks)
         longest = min(self.case.task.time_limit, max(self.config.analyse.horizon, affordable))
         bench = self._bench(allowance, longest, gamma=1.0)
         found = verify_rules(habits, bench, self.config.verify)

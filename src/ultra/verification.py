@@ -31,6 +31,8 @@ STRENGTH_PAIRS = 4
 """Pairs for choosing a strength."""
 FIRST_LOOK = 8
 """Pairs before the first look at a proposal: fewer agree too easily by chance. Each later look doubles them."""
+FUTILE = 0.2
+"""What will become clear with a smaller chance than this is tried no longer."""
 
 CHECKS = (0.25, 0.5, 0.75)
 """Advice in use is tried again at these shares of the time in which it is used."""
@@ -129,6 +131,23 @@ def interval(differences: NDArray[np.float64], confidence: float, tries: int) ->
     return mean - width, mean + width
 
 
+def chance_of_clarity(differences: NDArray[np.float64], most: int, confidence: float, tries: int) -> float:
+    """How likely it is that the interval from `most` pairs will leave zero out, after what was seen so far.
+
+    The predictive probability (Spiegelhalter, Freedman and Parmar, 1994): the mean of all pairs is expected
+    about the mean of those seen, off by what both the seen and the coming ones leave uncertain. To stop
+    where it is small adds no wrong verdict: what is given up stays unclear.
+    """
+    count = len(differences)
+    spread = float(differences.std(ddof=1))
+    if spread == 0.0:
+        return 1.0  # too alike to tell
+    mean = float(differences.mean()) / spread
+    width = float(stats.t.ppf(1 - (1 - confidence) / (2 * tries), most - 1)) / math.sqrt(most)
+    unsure = math.sqrt(1 / count - 1 / most)
+    return float(sum(stats.t.cdf((side * mean - width) / unsure, count - 1) for side in (1, -1)))
+
+
 def judge(low: float, high: float) -> Verdict:
     """The verdict of a confidence interval."""
     return "helps" if low > 0 else "harms" if high < 0 else "unclear"
@@ -173,7 +192,7 @@ class Bench:
 def verify(
     proposals: Sequence[Proposal], bench: Bench, config: VerifyConfig, strengths: Sequence[float] | None = None
 ) -> list[Verification | None]:
-    """Try proposals, all at once, until each is clear or the allowance is spent.
+    """Try proposals, all at once, until each is clear, will hardly become clear, or the allowance is spent.
 
     A relative plan first gets its strength from a few pairs; the verdict rests on fresh pairs only,
     so that the choice does not flatter it. Looks double the pairs, and the interval is widened for
@@ -193,14 +212,13 @@ def verify(
     )
     sizes = looks(config.branches)
     found: list[Verification | None] = [None] * len(proposals)
+    settled = [False] * len(proposals)
     differences = [np.zeros(0)] * len(proposals)
     for size in sizes:
         rows, trials, planned = [], [], 0
         for row, proposal in enumerate(proposals):
             more = size - len(differences[row])
-            verification = found[row]
-            settled = verification is not None and verification.verdict != "unclear"
-            if not settled and bench.affordable(planned + 2 * more):
+            if not settled[row] and bench.affordable(planned + 2 * more):
                 planned += 2 * more
                 rows.append(row)
                 trials.append(Trial(proposal, chosen[row], bench.seeds(more)))
@@ -216,6 +234,10 @@ def verify(
                 strength=chosen[row],
                 verdict=judge(low, high),
                 steps=spent[row],
+            )
+            settled[row] = judge(low, high) != "unclear" or (
+                len(differences[row]) < sizes[-1]
+                and chance_of_clarity(differences[row], sizes[-1], config.confidence, len(sizes)) < FUTILE
             )
     return found
 

@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, TypeVar
 
-from ultra.advice import Advice, CriticalState, Rule, save_rules
+from ultra.advice import RULES, Advice, CriticalState, Rule, save_rules
 from ultra.analysts.base import Case
 from ultra.analysts.conversation import Correspondent, Exchange, Parsed, Question, ask
 from ultra.analysts.questions import Brief, advise_question, identify_question
@@ -23,7 +23,6 @@ from ultra.errors import UltraError
 from ultra.files import write_json
 
 EFFECTS = "effects.json"
-RULES = "rules.jsonl"
 
 Result = TypeVar("Result")
 Open = Callable[[Case], AbstractAsyncContextManager[Correspondent]]

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ultra.advice import Advice, CriticalState
+from ultra.advice import RULES, Advice, CriticalState, save_rules
 from ultra.analysts.base import Case
 from ultra.analysts.random import random_plan
+from ultra.analysts.rule_search import search_rules
 from ultra.describe import largest_facts
 from ultra.plans import Plan
 from ultra.tasks.batch import Snapshot
@@ -25,7 +26,7 @@ from ultra.trajectories import Trajectory
 from ultra.verification import Bench, Proposal, Trial
 
 IDENTIFY_SHARE = 0.4
-"""Share of the allowance for finding critical states; the rest compares plans at them."""
+"""Share of the points' allowance for finding critical states; the rest compares plans at them."""
 SCREENED = 4
 """Candidate states for each critical state that is wanted."""
 SPACING = 4
@@ -73,6 +74,7 @@ class SearchAnalyst:
     def __init__(self, adverse: bool = False) -> None:
         self.name = "worst" if adverse else "search"
         self._sign = -1.0 if adverse else 1.0
+        self._rules = 2 if adverse else 1
 
     def identify(self, case: Case) -> list[CriticalState]:
         """Screen candidate states: where do random plans change the outcome most?
@@ -80,9 +82,10 @@ class SearchAnalyst:
         Candidates are drawn in proportion to disappointment. In each round every remaining state
         tries fresh random plans; the half that they improve less drops out.
         """
+        case = _nearer(case)
         candidates = self._candidates(case)
         snapshots = [case.snapshot(state) for state in candidates]
-        bench = self._bench(case, IDENTIFY_SHARE * case.allowance)
+        bench = self._bench(case, IDENTIFY_SHARE * (1 - case.config.rules) * case.allowance)
         effects: list[list[float]] = [[] for _ in candidates]
         alive = list(range(len(candidates)))
         rounds = max(1, math.ceil(math.log2(max(2, len(alive) / case.config.states))))
@@ -123,10 +126,20 @@ class SearchAnalyst:
         ]
 
     def advise(self, case: Case, states: Sequence[CriticalState]) -> list[Advice]:
+        """Compare plans at the states; then rules, if they are asked for, which go into the round's `rules.jsonl`."""
+        case = _nearer(case)
+        advice = self._advise_points(case, states)
+        if case.config.rules > 0:
+            bench = self._bench(case, case.config.rules * case.allowance)
+            rules = search_rules(case, bench, self._sign, self.name, self._rules)
+            save_rules(rules, case.folder / RULES)
+        return advice
+
+    def _advise_points(self, case: Case, states: Sequence[CriticalState]) -> list[Advice]:
         """Compare random plans at all states by sequential halving, an equal budget in each round."""
         space, config = case.task.action_space, case.config
         snapshots = [case.snapshot(state) for state in states]
-        bench = self._bench(case, (1 - IDENTIFY_SHARE) * case.allowance)
+        bench = self._bench(case, (1 - IDENTIFY_SHARE) * (1 - config.rules) * case.allowance)
         rounds = max(1, math.ceil(math.log2(config.candidates)))
         share = bench.left // rounds
         # One round must afford one pair for every plan; the runs without a plan are shared.
@@ -218,6 +231,12 @@ class SearchAnalyst:
             explanation=(f"{words}; it won against {case.config.candidates - 1} other plans."),
             source=self.name,
         )
+
+
+def _nearer(case: Case) -> Case:
+    """The case with a shorter horizon, for comparisons."""
+    horizon = max(case.config.plan_steps + 1, int(case.config.compared * case.config.horizon))
+    return replace(case, config=replace(case.config, horizon=horizon))
 
 
 def _promise(effects: list[float]) -> float:
