@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from ultra.config import PPOConfig
 from ultra.errors import UltraError
 from ultra.files import write_atomically
+from ultra.rollout import RECENT_EPISODES
 from ultra.statistics import difference_interval
 
 SETTINGS = PPOConfig(
@@ -116,7 +117,8 @@ def train_ultra(contest: Contest, seed: int) -> Trained:
     curve: Curve = []
 
     def observe(iteration: Iteration) -> None:
-        curve.append((iteration.steps, float(np.mean(iteration.returns))))
+        if iteration.returns:
+            curve.append((iteration.steps, float(np.mean(iteration.returns))))
 
     began = time.perf_counter()
     task = get_task(contest.task)
@@ -147,8 +149,6 @@ def train_sb3(contest: Contest, seed: int) -> Trained:
         raise UltraError(
             f"{error.name} is not installed: run `make install-sb3`, or `pip install 'ultra-refine[sb3]'`"
         ) from error
-    from ultra.rollout import RECENT_EPISODES
-
     torch.set_num_threads(1)  # more threads slow down networks as small as these
     curve: Curve = []
     began = time.perf_counter()
@@ -180,7 +180,8 @@ def train_sb3(contest: Contest, seed: int) -> Trained:
     # Each call is one rollout and its update; environments and counters go on where they were.
     while model.num_timesteps < contest.steps:
         model.learn(SETTINGS.samples, reset_num_timesteps=False)
-        curve.append((model.num_timesteps, float(np.mean([episode["r"] for episode in model.ep_info_buffer]))))
+        if model.ep_info_buffer:
+            curve.append((model.num_timesteps, float(np.mean([episode["r"] for episode in model.ep_info_buffer]))))
     seconds = time.perf_counter() - began
     model.env.close()
     return Trained(lambda observation: model.predict(observation, deterministic=True)[0], curve, seconds)
@@ -333,7 +334,7 @@ def chart(rows: list[Row], tasks: list[str], path: Path) -> None:
         axis.grid(axis="y", color="#e4e4e4", linewidth=0.8)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_ylabel("mean return of the last 50 episodes")
+    axes[0][0].set_ylabel(f"mean return of the last {RECENT_EPISODES} episodes")
     axes[0][0].legend(frameon=False, loc="upper left")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
@@ -367,8 +368,8 @@ Mean ± standard deviation over seeds; the difference is ULTRA minus Stable-Base
 - *Final evaluation*: mean return of {EVALUATION_EPISODES} episodes with the most likely actions, in Gymnasium's own
   environment, on the same episode seeds for both.
 - *Area under the curve*, divided by its length: the mean over training of the curve in the chart. Its points are
-  taken after every rollout: the mean return of the last 50 finished training episodes, without any smoothing
-  beyond that.
+  taken after every rollout: the mean return of the last {RECENT_EPISODES} finished training episodes, without any
+  smoothing beyond that.
 - *Steps/s*: wall clock of the whole training, start-up and compilation included, on a machine that did other work
   at the same time: read it as an order of magnitude. Each library as it comes: Stable-Baselines3 steps its
   environments in one process (torch on one thread, which is fastest for networks of this size); ULTRA steps them on
