@@ -144,8 +144,6 @@ class Environments:
             if replaced.any():
                 executed = change.actions
                 actions = np.where(_like(replaced, actions), executed, actions)
-                fresh = log_prob_function()(policy.params, policy.normalizer.arrays(), observations, actions)
-                log_probs = np.where(replaced, np.asarray(fresh), log_probs)
             step = self.batch.step(executed)
             self._check(step.rewards, step.observations, t)
             self.guidance.observe(step.observations)
@@ -168,6 +166,8 @@ class Environments:
                 self._restart(over)
             self._look()
         arrays = {name: np.stack(values) for name, values in rows.items()}
+        if arrays["replaced"].any():
+            arrays["log_probs"] = _log_probs(policy, arrays)
         return Rollout(**arrays, next_values=self._next_values(policy, arrays, cut_off))
 
     def _next_values(
@@ -194,6 +194,14 @@ class Environments:
                 f"(reward {rewards[index]}, observation {observations[index].tolist()}): "
                 "check the environment; what was saved before is kept"
             )
+
+
+def _log_probs(policy: Policy, arrays: dict[str, Any]) -> NDArray[np.float32]:
+    """The log-probabilities (T, n), those of replaced actions computed all at once."""
+    replaced = arrays["replaced"]
+    flat = [arrays[name].reshape(-1, *arrays[name].shape[2:]) for name in ("observations", "actions")]
+    fresh = np.asarray(log_prob_function()(policy.params, policy.normalizer.arrays(), *flat)).reshape(replaced.shape)
+    return np.where(replaced, fresh, arrays["log_probs"])
 
 
 def _like(mask: NDArray[np.bool_], actions: NDArray[Any]) -> NDArray[np.bool_]:
