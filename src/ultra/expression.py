@@ -49,14 +49,6 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Values, Values], NDArray[np.bool_]
     ast.Eq: np.equal,
     ast.NotEq: _differ,
 }
-_MIRRORED: dict[type[ast.cmpop], type[ast.cmpop]] = {
-    ast.Lt: ast.Gt,
-    ast.LtE: ast.GtE,
-    ast.Gt: ast.Lt,
-    ast.GtE: ast.LtE,
-    ast.Eq: ast.Eq,
-    ast.NotEq: ast.NotEq,
-}
 _ARITHMETIC: dict[type[ast.operator], Callable[[Values, Values], Values]] = {
     ast.Add: np.add,
     ast.Sub: np.subtract,
@@ -76,14 +68,21 @@ class ExpressionError(UltraError):
     """A guard that does not parse; the message names the part and what is allowed."""
 
 
-class Test(NamedTuple):
-    """A comparison of one fact with a number."""
+class Term(NamedTuple):
+    """A fact by its column, or a number."""
 
-    column: int
-    back: bool
+    column: int | None
+    back: bool = False
     """Whether the fact of one step earlier is meant."""
+    number: float = 0.0
+
+
+class Test(NamedTuple):
+    """A comparison of two facts, or of a fact and a number."""
+
+    left: Term
     comparison: type[ast.cmpop]
-    number: float
+    right: Term
 
 
 @dataclass(frozen=True)
@@ -131,8 +130,7 @@ class Expression:
 class Guards:
     """Several guards of the same facts, evaluated together.
 
-    Most guards join comparisons of a fact with a number by `and`: fifty of them take the same few array operations
-    as one.
+    Most guards join comparisons of facts and numbers by `and`: fifty of them take the same few array operations as one.
     """
 
     def __init__(self, guards: Sequence[Expression]) -> None:
@@ -142,16 +140,16 @@ class Guards:
         tests = [test for i in self._joined for test in guards[i].tests]
         self._starts = np.cumsum([0, *(len(guards[i].tests) for i in self._joined)])[:-1]
         self._count = len(tests)
-        self._kinds = [
-            (
-                _COMPARISONS[kind],
-                back,
-                np.array([i for i, test in enumerate(tests) if (test.comparison, test.back) == (kind, back)]),
-            )
-            for kind, back in dict.fromkeys((test.comparison, test.back) for test in tests)
-        ]
-        self._columns = np.array([test.column for test in tests], dtype=np.intp)
-        self._numbers = np.array([test.number for test in tests])
+        width = len(guards[0].names) if guards else 0
+        terms = [term for test in tests for term in (test.left, test.right)]
+        self._numbers = np.array([term.number for term in terms if term.column is None])
+        numbers = iter(range(2 * width, 2 * width + len(self._numbers)))
+        columns = [next(numbers) if t.column is None else t.column + width * t.back for t in terms]
+        # Facts, facts one step before and numbers stand side by side: here is where each test's two sides are.
+        self._left, self._right = np.array(columns, dtype=np.intp).reshape(-1, 2).T
+        kinds = np.array([list(_COMPARISONS).index(test.comparison) for test in tests])
+        self._kinds = [(compare, np.flatnonzero(kinds == k)) for k, compare in enumerate(_COMPARISONS.values())]
+        self._kinds = [(compare, where) for compare, where in self._kinds if len(where)]
 
     def __len__(self) -> int:
         return len(self._guards)
@@ -160,10 +158,12 @@ class Guards:
         """Where each guard holds: (n, guards), for facts (n, n_facts) and those one step before."""
         held = np.empty((len(facts), len(self._guards)), dtype=np.bool_)
         if self._count:
+            numbers = np.broadcast_to(self._numbers, (len(facts), len(self._numbers)))
+            seen = np.concatenate([facts, before, numbers], axis=1)
+            left, right = seen[:, self._left], seen[:, self._right]
             true = np.empty((len(facts), self._count), dtype=np.bool_)
-            for compare, back, tests in self._kinds:
-                seen = before if back else facts
-                true[:, tests] = compare(seen[:, self._columns[tests]], self._numbers[tests])
+            for compare, tests in self._kinds:
+                true[:, tests] = compare(left[:, tests], right[:, tests])
             held[:, self._joined] = np.logical_and.reduceat(true, self._starts, axis=1)
         for number in self._others:
             held[:, number] = self._guards[number].evaluate(facts, before)
@@ -253,23 +253,26 @@ class _Reader:
         return depth + 1
 
     def tests(self, node: ast.expr) -> tuple[Test, ...]:
-        """The comparisons of facts with numbers that a checked condition consists of, or nothing."""
+        """The comparisons of facts and numbers that a checked condition consists of, or nothing."""
         if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
             parts = [self.tests(value) for value in node.values]
             return tuple(test for part in parts for test in part) if all(parts) else ()
         if not isinstance(node, ast.Compare):
             return ()
-        found = []
-        for (left, right), operator in zip(pairwise((node.left, *node.comparators)), node.ops, strict=True):
-            mirrored = _number(left) is not None
-            fact, number = (right, _number(left)) if mirrored else (left, _number(right))
-            back = isinstance(fact, ast.Call) and isinstance(fact.func, ast.Name) and fact.func.id == "prev"
-            name = fact.args[0] if isinstance(fact, ast.Call) and back else fact
-            if number is None or not isinstance(name, ast.Name):
-                return ()
-            kind = type(operator)
-            found.append(Test(self._column(name), back, _MIRRORED[kind] if mirrored else kind, number))
-        return tuple(found)
+        terms = [self._term(side) for side in (node.left, *node.comparators)]
+        pairs = [(left, right) for left, right in pairwise(terms) if left is not None and right is not None]
+        if len(pairs) < len(node.ops):
+            return ()
+        return tuple(Test(left, type(op), right) for (left, right), op in zip(pairs, node.ops, strict=True))
+
+    def _term(self, node: ast.expr) -> Term | None:
+        """A fact, a fact one step before or a number; None for anything that must be computed."""
+        number = _number(node)
+        if number is not None:
+            return Term(None, number=number)
+        back = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "prev"
+        name = node.args[0] if isinstance(node, ast.Call) and back else node
+        return Term(self._column(name), back) if isinstance(name, ast.Name) else None
 
     def condition(self, node: ast.expr, depth: int) -> _Evaluator:
         """A node that is true or false."""
