@@ -10,6 +10,7 @@ from typing import Any
 
 import ale_py
 import gymnasium
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -165,6 +166,26 @@ def test_the_network_is_the_one_of_the_paper() -> None:
     image = rng.integers(0, 256, IMAGE).astype(np.uint8)
     found = networks.forward(layers, jnp.asarray(image.reshape(1, -1), jnp.float32))
     np.testing.assert_allclose(found[0], reference_features(layers, image), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("side", "size", "stride"), [(20, 8, 4), (23, 8, 4), (9, 4, 2), (7, 3, 1)])
+def test_a_convolution_and_its_gradient_are_those_of_xla(side: int, size: int, stride: int) -> None:
+    """Also where filters do not reach the last pixels."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, side, side, 3)), jnp.float32)
+    weight = jnp.asarray(rng.normal(size=(size, size, 3, 5)), jnp.float32)
+
+    def own(x: Any, weight: Any) -> Any:
+        return networks.convolve(x, weight, stride)
+
+    def theirs(x: Any, weight: Any) -> Any:
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, weight, (stride, stride), "VALID", dimension_numbers=layout)
+
+    np.testing.assert_allclose(own(x, weight), theirs(x, weight), rtol=1e-4, atol=1e-4)
+    for place in (0, 1):
+        found, wanted = (jax.grad(lambda *a, f=f: jnp.sin(f(*a)).sum(), place)(x, weight) for f in (own, theirs))
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_a_policy_of_images_is_saved_and_loaded(tmp_path: Path) -> None:
