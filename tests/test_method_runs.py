@@ -22,6 +22,7 @@ from ultra.pipeline import Refinement
 from ultra.policy import Policy, flatten
 from ultra.policy_files import load_policy
 from ultra.progress import Reporter, TrainingLog
+from ultra.run import read_curve
 from ultra.tasks import Task, shipped
 from ultra.tasks.mujoco import MujocoBatch
 from ultra.trajectories import Episodes
@@ -165,12 +166,29 @@ def test_several_states_may_be_taken_from_an_episode(tmp_path: Path) -> None:
     assert {state.episode for state in states} == {0, 1}
 
 
+def test_statemask_r_is_rice_that_always_moves_and_has_no_bonus(
+    finished: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path
+) -> None:
+    path, _ = finished["statemask-r"]
+    result = api.refine(replace(BASE, rice=RiceConfig(probability=1.0, bonus=0.0)), tmp_path / "rice")
+    assert same(load_policy(tmp_path / "rice" / "policy" / "last"), load_policy(path / "policy" / "last"))
+    assert result["budget"] == finished["statemask-r"][1]["budget"]
+    assert not read_curve(path / "curve.csv")  # no episode begins at the task's own start
+    assert read_curve(finished["rice"][0] / "curve.csv")
+
+
 def test_the_seed_decides(finished: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path) -> None:
-    """In published code --seed had no effect."""
-    path, result = finished["rice"]
-    other = api.refine(replace(BASE, seed=1), tmp_path / "other")
+    """In published code --seed had no effect. Here it decides every stage by itself."""
+    path, result = finished["random"]
+    other = api.refine(replace(BASE, method="random", seed=1), tmp_path / "other")
     assert other["returns"]["start"] != result["returns"]["start"]
-    assert not same(load_policy(tmp_path / "other" / "policy" / "last"), load_policy(path / "policy" / "last"))
+    played = [{e.seed for e in Episodes(run / "round-1" / "trajectories")} for run in (path, tmp_path / "other")]
+    assert not played[0] & played[1]
+    trained = []
+    for seed in (0, 1):
+        api.refine(replace(BASE, method="ppo", seed=seed), tmp_path / f"ppo-{seed}")
+        trained.append(load_policy(tmp_path / f"ppo-{seed}" / "policy" / "last"))
+    assert not same(*trained)
 
 
 def test_start_and_last_are_played_once_on_seeds_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

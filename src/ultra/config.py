@@ -241,7 +241,7 @@ class JSRLConfig:
     tolerance: float = 0.05
     """A part is taken away when the mean return is within this share of the best so far."""
     window: int = 5
-    """Rollouts over which the return is averaged."""
+    """Judgements over which the return is averaged; one after each rollout, of ten or more episodes."""
     horizon: Literal["curriculum", "random"] = "curriculum"
     """`curriculum`: as above; `random`: every episode draws the guide's steps anew (JSRL-Random)."""
 

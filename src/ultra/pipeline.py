@@ -29,7 +29,7 @@ from ultra.evaluation import evaluate, evaluation_seeds
 from ultra.files import write_json
 from ultra.guidance.base import Guidance, NoGuidance
 from ultra.guidance.methods import STAGES as METHOD_STAGES
-from ultra.guidance.methods import STARTS, allowance_of, analysis_of, analyst_of, baseline
+from ultra.guidance.methods import STARTS, allowance_of, analysis_of, analyst_of, baseline, check_budget
 from ultra.opening import open_policy
 from ultra.policy import Policy, check_fits
 from ultra.policy_files import load_policy, save_policy
@@ -89,7 +89,12 @@ class Refinement:
     # -- the way through -----------------------------------------------------------------------
 
     def run_all(self) -> dict[str, Any]:
-        """Run every stage that is not done yet, then evaluate; returns the contents of `result.json`."""
+        """Run every stage that is not done yet, then evaluate; returns the contents of `result.json`.
+
+        Raises:
+            UltraError: before anything is spent, if the budget cannot do for training.
+        """
+        check_budget(self.config)
         if self.task.note:
             self.reporter.say(f"task      {self.task.name}: {self.task.note}")
         self.measure_start()

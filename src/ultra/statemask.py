@@ -129,6 +129,19 @@ def mask_task(task: Task, policy: Policy, alpha: float) -> Task:
     )
 
 
+def check_mask_steps(steps: int, ppo: PPOConfig) -> None:
+    """Check that a mask network can be trained with so many steps.
+
+    Raises:
+        UltraError: if not even one rollout fits in.
+    """
+    if steps < ppo.samples:
+        raise UltraError(
+            f"{steps} steps are too few to train the mask network, whose rollouts take {ppo.samples}: "
+            "raise --statemask.share or --steps, or lower --ppo.rollout-steps"
+        )
+
+
 def train_mask(
     task: Task,
     policy: Policy,
@@ -160,11 +173,7 @@ def train_mask(
     Raises:
         UltraError: if not even one rollout fits into `steps`.
     """
-    if steps < ppo.samples:
-        raise UltraError(
-            f"{steps} steps are too few to train the mask network, whose rollouts take {ppo.samples}: "
-            "raise --statemask.share or --steps, or lower --ppo.rollout-steps"
-        )
+    check_mask_steps(steps, ppo)
     fresh = create_policy(replace(policy.architecture, action_space=Discrete(2)), rng)
     budget = StepBudget(steps)
     mask = train(

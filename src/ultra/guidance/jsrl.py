@@ -18,6 +18,9 @@ from ultra.policy import Policy
 from ultra.spaces import Actions
 from ultra.tasks.batch import Facts, Indices, Observations, Snapshot
 
+EPISODES = 10
+"""Finished episodes that the return is judged by at least: of fewer the best so far would be a matter of luck."""
+
 
 class JSRLGuidance(NoGuidance):
     """Lets the guide act first. Its steps are paid for, but do not enter PPO's update.
@@ -27,7 +30,6 @@ class JSRLGuidance(NoGuidance):
         config: settings; `guide` 0 gives plain PPO, bit for bit.
         environments: how many train together.
         length: the guide's mean episode length in steps.
-        best: the guide's mean return, which the return must come near before h falls.
         rng: source of its own randomness, apart from the training's.
     """
 
@@ -40,13 +42,12 @@ class JSRLGuidance(NoGuidance):
         environments: int,
         *,
         length: float,
-        best: float,
         rng: np.random.Generator,
     ) -> None:
         self._guide, self._config, self._rng = guide, config, rng
         self._most = config.guide * length
         self._parts = config.stages
-        self._best = best
+        self._best: float | None = None
         self._window: deque[float] = deque(maxlen=config.window)
         self._finished: list[float] = []
         self._limits = np.zeros(environments, dtype=np.int64)
@@ -61,14 +62,15 @@ class JSRLGuidance(NoGuidance):
 
     def progress(self, fraction: float, policy: Policy) -> None:
         """Take away a part of the guide's steps if the last episodes were good enough."""
-        if not self._finished:
+        if len(self._finished) < EPISODES:
             return
         self._window.append(float(np.mean(self._finished)))
         self._finished = []
         average = float(np.mean(self._window))
-        if self._parts > 0 and average >= self._best - self._config.tolerance * abs(self._best):
+        best = average if self._best is None else self._best
+        if self._parts > 0 and average >= best - self._config.tolerance * abs(best):
             self._parts -= 1
-        self._best = max(self._best, average)
+        self._best = max(best, average)
 
     def start(self, indices: Indices) -> list[Snapshot | None]:
         """Note the returns of the episodes that are over; the new ones begin at the task's own starts."""

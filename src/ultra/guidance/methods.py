@@ -10,10 +10,12 @@ import numpy as np
 from ultra.advice import CriticalState, load_states
 from ultra.analysts.base import Case
 from ultra.config import AnalyseConfig, RefineConfig
+from ultra.errors import UltraError
 from ultra.guidance.base import Guidance, NoGuidance
 from ultra.guidance.jsrl import JSRLGuidance
 from ultra.guidance.novelty import Novelty
 from ultra.guidance.rice import RiceGuidance
+from ultra.statemask import check_mask_steps
 
 STARTS = {"random": "random", "statemask-r": "statemask", "rice": "statemask"}
 """Methods whose episodes start from critical states, and the analyst who names these."""
@@ -45,6 +47,22 @@ def allowance_of(config: RefineConfig) -> float:
     return config.statemask.share if analyst_of(config) == "statemask" else config.analyse.share
 
 
+def check_budget(config: RefineConfig) -> None:
+    """Check that what a method trains gets at least one rollout, as far as that is known beforehand.
+
+    Raises:
+        UltraError: if it does not.
+    """
+    stages, rollout = STAGES[config.method], config.ppo.samples
+    if stages and config.round_steps < rollout:
+        raise UltraError(
+            f"{config.round_steps} steps a round are less than one rollout of {rollout}: "
+            "raise --steps or lower --ppo.rollout-steps"
+        )
+    if "identify" in stages and analyst_of(config) == "statemask":
+        check_mask_steps(int(allowance_of(config) * config.round_steps), config.ppo)
+
+
 def baseline(config: RefineConfig, case: Case, states: Path, rng: np.random.Generator) -> Guidance:
     """The guidance of a method that uses no advice.
 
@@ -55,13 +73,12 @@ def baseline(config: RefineConfig, case: Case, states: Path, rng: np.random.Gene
         rng: source of the guidance's own randomness.
     """
     if config.method == "jsrl":
-        lengths, returns = zip(*((len(episode), episode.total_reward) for episode in case.episodes), strict=True)
+        lengths = [len(episode) for episode in case.episodes]
         return JSRLGuidance(
             case.policy,
             config.jsrl,
             config.ppo.environments,
             length=float(np.mean(lengths)),
-            best=float(np.mean(returns)),
             rng=rng,
         )
     if config.method in STARTS:
