@@ -237,6 +237,13 @@ def test_runs_are_resampled_within_their_task() -> None:
     assert (estimate.low, estimate.mean, estimate.high) == (500, 500, 500)
 
 
+def test_each_task_is_resampled_by_itself() -> None:
+    """Runs of unlike tasks are not pairs: what seed 0 gave on one says nothing about seed 0 on another."""
+    table = np.array([[0.0, 1.0], [1.0, 0.0]])  # as rows, every resample would have a mean of 0.5
+    estimate = stratified_bootstrap(lambda scores: float(scores.mean()), table, rng=np.random.default_rng(0), draws=400)
+    assert (estimate.low, estimate.high) == (0, 1)
+
+
 def test_the_bootstrap_compares_two_methods() -> None:
     rng = np.random.default_rng(0)
     new, old = rng.normal(2, 1, (10, 2)), rng.normal(0, 1, (8, 2))

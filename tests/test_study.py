@@ -29,7 +29,10 @@ from ultra.policy import flatten
 from ultra.policy_files import load_policy
 from ultra.records import record_from
 from ultra.run import Run
-from ultra.studies.plan import Job, load_study, read_study, slug
+from ultra.studies.figures import draw_profiles, draw_task_curves
+from ultra.studies.plan import Job, Study, load_study, read_study, slug
+from ultra.studies.report import notes
+from ultra.studies.summary import summarize
 from ultra.studies.work import work
 from ultra.tasks import known_tasks
 
@@ -127,6 +130,13 @@ def test_methods_without_advice_are_not_multiplied_by_analysts() -> None:
     assert (control.method, control.analyst, control.workers) == ("ultra-a", "random", 1)
 
 
+def test_tasks_of_an_earlier_turn_get_all_their_seeds_first() -> None:
+    value = {"tasks": {"hopper": {"turn": 2}, "pong": {}}, "methods": ["none", "ppo"], "seeds": [0, 1]}
+    names = [job.name for job in read_study(value, "s").refinements(Path("out"))]
+    assert names == [f"{task}-{method}-{seed}" for task in ("pong", "hopper") for seed in (0, 1)
+                     for method in ("none", "ppo")]  # fmt: skip
+
+
 def test_settings_of_the_closer_part_take_precedence() -> None:
     value = {
         "tasks": {"hopper": {"settings": {"steps": 2, "ppo": {"gamma": 0.5}}}},
@@ -175,9 +185,14 @@ def test_a_wrong_study_is_one_line_that_says_how_to_mend_it(
     [
         ({"tasks": {"hoper": {"policy": "shipped:hopper"}}}, "unknown task 'hoper': did you mean hopper"),
         ({"tasks": {"CartPole-v1": None}}, "no policy ships for 'CartPole-v1'"),
-        ({"tasks": {"CartPole-v1": {"policy": "nowhere"}}}, "nowhere"),
+        ({"tasks": {"CartPole-v1": {"policy": "nowhere"}}}, "tasks.CartPole-v1: no policy at"),
         ({"tasks": {"hopper": {"policy": "shipped:pong"}}}, "was it trained on another task?"),
         ({"methods": ["ppo", "ultra-a"], "analysts": ["serch"]}, "unknown analyst 'serch': did you mean search?"),
+        (
+            {"methods": ["ppo", "rice"], "settings": {"steps": 6000}},
+            "hopper-rice-0: 1200 steps are too few to train the mask network",
+        ),
+        ({"settings": {"steps": 2000}}, "hopper-ppo-0: 2000 steps a round are less than one rollout of 2048"),
     ],
 )
 def test_what_cannot_work_is_found_before_anything_runs(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -421,6 +436,77 @@ def test_a_study_trains_its_starting_policies_and_reports(tmp_path: Path, capsys
     assert not re.search(r"(src|href)=\"(?!data:)", html)
     assert html.count("data:image/png;base64,") == 2
     assert "| a\\|b | " in printed
+
+
+def test_when_no_run_could_start_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The starting policies are trained, but nothing that a report could compare is there; one line for one cause."""
+    task = {"train": {"steps": 1000, "ppo": PPO}, "reference": 500}
+    analysts = {"gone": {"analyst": "recorded:answers.jsonl"}}
+    value = content(tmp_path, tasks={"CartPole-v1": task}, methods=["ultra-a"], analysts=analysts)
+    file, out = write(tmp_path / "s.yaml", value | {"baseline": "ultra-a (gone)"}), tmp_path / "out"
+    assert run(["study", str(file), "--out", str(out), "--quiet", "--jobs", "1"]) == 1
+    printed = capsys.readouterr()
+    last = printed.err.splitlines()[-1]
+    assert last.startswith("failed: CartPole_v1-ultra_a-gone-0, CartPole_v1-ultra_a-gone-1: ")
+    assert "answers.jsonl" in last
+    assert not printed.out
+
+
+def finished_runs(study: Study, out: Path, scores: dict[tuple[str, str], list[float]]) -> None:
+    """Results as of finished runs, for seeds from 0 on."""
+    for (task, method), values in scores.items():
+        for seed, value in enumerate(values):
+            name = f"{task}-{method.replace('-', '_')}-{seed}"
+            config = next(job.config for job in study.refinements(out) if job.name == name)
+            made = Run.start(out / "runs" / name, "refine", config)
+            estimate = {"mean": value, "ci95": [value - 1, value + 1], "episodes": 3 if task == "hopper" else 2}
+            budget = {"used": 1000, **dict.fromkeys(("collect", "analyse", "verify", "train", "evaluation"), 0)}
+            result = {
+                "task": task, "method": method, "analyst": None, "seed": seed, "improved": value > 10, "audit": None,
+                "return": {"start": estimate | {"mean": 10}, "last": estimate}, "budget": budget, "versions": {},
+            }  # fmt: skip
+            made.result.write_text(json.dumps(result))
+            curve = "".join(f"{steps},{value * steps / 1000},1,3\n" for steps in (200, 600, 1000))
+            (made.path / "curve.csv").write_text("steps,mean,std,episodes\n" + curve)
+            made.complete("evaluate", made.budget())
+
+
+def test_a_stopped_study_scores_together_what_was_compared(tmp_path: Path) -> None:
+    """A task that has only begun does not take their seeds from the others, and says so."""
+    tasks = {name: {"reference": 20} for name in ("hopper", "pong", "reacher")}
+    study = read_study({"tasks": tasks, "methods": ["ppo", "jsrl"], "seeds": [0, 1, 2]}, "s")
+    scores = {
+        ("hopper", "ppo"): [10.0, 12.0, 14.0], ("hopper", "jsrl"): [20.0, 20.0, 20.0],
+        ("pong", "ppo"): [12.0, 12.0], ("pong", "jsrl"): [15.0, 15.0], ("reacher", "ppo"): [11.0],
+    }  # fmt: skip
+    finished_runs(study, tmp_path, scores)
+    found = summarize(study, tmp_path)
+    assert found.together == ["hopper", "pong"]
+    assert [line.name for line in found.overall] == ["ppo", "jsrl"]
+    np.testing.assert_allclose(found.overall[0].values, [[0.0, 0.2], [0.2, 0.2]])
+    np.testing.assert_allclose(found.overall[1].values, [[1.0, 0.5], [1.0, 0.5]])
+    remarks = " ".join(found.remarks)
+    assert "leave out reacher" in remarks
+    assert "hopper: 3 seeds are too few" in remarks
+    assert "reacher: One seed has no interval" in remarks
+    assert "over 3 (hopper), 2 (pong), 2 (reacher) episodes" in " ".join(notes(found))
+
+
+@pytest.mark.parametrize("contenders", [3, 9])
+def test_pictures_of_few_and_of_many_methods(contenders: int, tmp_path: Path) -> None:
+    """Many get a panel each; a method without a learning curve is shown all the same."""
+    names = [f"ppo-{number}" for number in range(contenders)]
+    methods = {name: {"method": "ppo"} for name in names}
+    study = read_study({"tasks": {"hopper": {"reference": 20}}, "methods": methods, "baseline": names[1]}, "s")
+    runs = {("hopper", name): [10.0 + number, 12.0 + number] for number, name in enumerate(names)}
+    finished_runs(study, tmp_path, runs)
+    for seed in (0, 1):
+        (tmp_path / "runs" / f"hopper-ppo_0-{seed}" / "curve.csv").unlink()
+    found = summarize(study, tmp_path)
+    draw_task_curves(found, "hopper", tmp_path / "curves.png")
+    draw_profiles(found, tmp_path / "profiles.png")
+    for name in ("curves.png", "profiles.png"):
+        assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_report_before_any_run_says_so(tmp_path: Path, policy: Path) -> None:

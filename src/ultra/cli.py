@@ -350,10 +350,11 @@ def _study(arguments: list[str]) -> int:
     from ultra.api import report, study
 
     outcome = study(options.file, options.out, options.on, options.address, options.jobs, _reporter(options.quiet))
-    if outcome.done:
+    if outcome.compared:
         print(f"report: {report(options.out) / 'report.html'}")
-    for name, error in outcome.failed.items():
-        print(f"failed: {name}: {error}", file=sys.stderr)
+    for error in dict.fromkeys(outcome.failed.values()):
+        names = [name for name, why in outcome.failed.items() if why == error]
+        print(f"failed: {', '.join(names)}: {error or 'not done'}", file=sys.stderr)
     return 1 if outcome.failed else 0
 
 

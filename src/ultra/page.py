@@ -8,12 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse }
-td, th { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right }
-td:first-child { text-align: left } img { max-width: 100% }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
+h2 { margin-top: 2.5rem } li { margin: .3rem 0 }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums }
+td, th { padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right }
+th { vertical-align: bottom; border-bottom-color: #888 } tbody tr:hover { background: #f6f6f6 }
+td:not(.text), td:first-child { white-space: nowrap }
+td:first-child, th:first-child, .text { text-align: left } img { max-width: 100% }
 pre { white-space: pre-wrap; background: #f6f6f6; padding: 1rem }
 """
+_TEXT = ' class="text"'
 
 
 def page(title: str, parts: Sequence[str]) -> str:
@@ -40,6 +45,11 @@ def paragraph(text: str) -> str:
     return f"<p>{html.escape(text)}</p>"
 
 
+def bullets(texts: Sequence[str]) -> str:
+    """A list of plain texts."""
+    return "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in texts) + "</ul>"
+
+
 def preformatted(text: str) -> str:
     """Text with its line breaks."""
     return f"<pre>{html.escape(text)}</pre>"
@@ -51,12 +61,15 @@ def folded(title: str, text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """A table; columns that hold words are aligned to the left."""
+    words = [any(row[k][:1].isalpha() for row in rows) for k in range(len(header))]
 
     def cells(row: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+        parts = zip(row, words, strict=True)
+        return "<tr>" + "".join(f"<{tag}{_TEXT * text}>{html.escape(cell)}</{tag}>" for cell, text in parts) + "</tr>"
 
-    return f"<table>{cells(header, 'th')}{''.join(cells(row, 'td') for row in rows)}</table>"
+    body = "".join(cells(row, "td") for row in rows)
+    return f'<div class="wide"><table><thead>{cells(header, "th")}</thead><tbody>{body}</tbody></table></div>'
 
 
 def image(path: Path, caption: str) -> str:

@@ -38,6 +38,8 @@ class StudyTask:
     """The return that counts as a normalised score of 1; default: the best method's mean in the study."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `ultra refine` for this task."""
+    turn: int = 1
+    """All seeds of the tasks of an earlier turn come before those of a later one."""
 
     @property
     def environment(self) -> str:
@@ -214,12 +216,22 @@ class Study:
         ]
 
     def refinements(self, out: Path) -> list[Job]:
-        """The runs that are compared; seeds go outermost, so that a study that is stopped has compared all methods."""
+        """The runs that are compared, in the order of the grid."""
         return [self.job(out, task, contender, seed) for seed, task, contender in self.grid()]
 
     def grid(self) -> list[tuple[int, StudyTask, Contender]]:
-        """Seed, task and contender of every refinement."""
-        return [(seed, task, contender) for seed in self.seeds for task in self.tasks for contender in self.contenders]
+        """Seed, task and contender of every refinement.
+
+        Within a turn seeds go outermost, so that a study that is stopped has compared all methods on fewer seeds.
+        """
+        return [
+            (seed, task, contender)
+            for turn in sorted({task.turn for task in self.tasks})
+            for seed in self.seeds
+            for task in self.tasks
+            if task.turn == turn
+            for contender in self.contenders
+        ]
 
     def job(self, out: Path, task: StudyTask, contender: Contender, seed: int) -> Job:
         """One refinement."""
@@ -242,9 +254,9 @@ def read_study(value: Any, source: str) -> Study:
     """
     if not isinstance(value, Mapping):
         raise UltraError(f"{source} must hold a study (tasks, methods, seeds, ...), not {value!r}")
-    plain = {name: _entries(name, item) if name in ("tasks", "methods", "analysts") else item
-             for name, item in value.items()}  # fmt: skip
     try:
+        plain = {name: _entries(name, item) if name in ("tasks", "methods", "analysts") else item
+                 for name, item in value.items()}  # fmt: skip
         return record_from(Study, plain)
     except UltraError as error:
         raise UltraError(f"{source}: {error}") from error

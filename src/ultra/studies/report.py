@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from ultra.studies.plan import slug
 from ultra.studies.runner import plain, read_manifest
 from ultra.studies.summary import Finished, Line, Summary, summarize
 
+OVERALL = "All tasks"
+"""Title of the table of normalised scores; a task's table has the task's name."""
 Table = tuple[str, list[str], list[list[str]]]
 """Title, header and rows."""
 
@@ -35,12 +37,12 @@ def write_study_report(study: Path, out: Path) -> Path:
     runs = [{"contender": run.contender, "seconds": run.seconds, **run.result} for run in summary.finished]
     missing = [{"run": job.name, "error": error} for job, error in summary.missing]
     write_json(out / "runs.json", {"study": plain(summary.study), "runs": runs, "missing": missing})
-    pictures = [(task, out / f"curves-{slug(task)}.png") for task in summary.tasks]
-    for task, path in pictures:
+    pictures = {task: out / f"curves-{slug(task)}.png" for task in summary.tasks}
+    for task, path in pictures.items():
         draw_task_curves(summary, task, path)
     if summary.overall:
-        draw_profiles(summary, out / "profiles.png")
-        pictures.append(("performance profiles", out / "profiles.png"))
+        pictures[OVERALL] = out / "profiles.png"
+        draw_profiles(summary, pictures[OVERALL])
     write_atomically(out / "table.md", _markdown(summary).encode())
     write_atomically(out / "report.html", _page(summary, pictures).encode())
     return out
@@ -61,7 +63,7 @@ def tables(summary: Summary) -> list[Table]:
     found = []
     base = summary.study.baseline
     if summary.overall:
-        header = ["method", "interquartile mean [95%]", "mean", f"P(better than {base}) [95%]", "seeds"]
+        header = ["method", "score, interquartile mean [95%]", "mean score", f"P(better than {base}) [95%]", "seeds"]
         rows = [
             [
                 line.name,
@@ -72,7 +74,7 @@ def tables(summary: Summary) -> list[Table]:
             ]
             for line in summary.overall
         ]
-        found.append(("All tasks, normalised scores", header, rows))
+        found.append((OVERALL, header, rows))
     for task, lines in summary.tasks.items():
         header = [
             "method", "mean", "standard deviation", "interquartile mean [95%]", f"minus {base} [95%]",
@@ -103,15 +105,10 @@ def _task_row(line: Line) -> list[str]:
 
 def _spending(summary: Summary) -> Table:
     """What each contender used, over all its runs, and what verification found of its advice."""
-    header = [
-        "method",
-        "steps",
-        "of them training",
-        "core hours",
-        "LLM tokens",
-        "LLM cost",
-        "advice under verification",
-    ]
+    header = ["method", "runs", "steps", "of them training", "core hours"]
+    asked = any(run.result.get("llm", {}).get("tokens") for run in summary.finished)
+    header += ["LLM tokens", "LLM cost"] if asked else []
+    header += ["advice under verification"]
     rows = []
     for contender in summary.study.contenders:
         runs = [run for run in summary.finished if run.contender == contender.name]
@@ -120,13 +117,9 @@ def _spending(summary: Summary) -> Table:
         used, trained = (sum(run.result["budget"][name] for run in runs) for name in ("used", "train"))
         hours = sum(run.seconds for run in runs) * summary.study.cores / 3600
         usage = [run.result.get("llm", {}) for run in runs]
-        cost = sum(entry.get("cost", 0.0) for entry in usage)
-        rows.append(
-            [
-                contender.name, f"{used:,}", f"{trained:,}", f"{hours:.2f}",
-                f"{sum(entry.get('tokens', 0) for entry in usage):,}", f"${cost:.2f}", _audit(runs),
-            ]
-        )  # fmt: skip
+        tokens, cost = (sum(entry.get(name, 0) for entry in usage) for name in ("tokens", "cost"))
+        paid = [f"{tokens:,}", f"${cost:.2f}"] if asked else []
+        rows.append([contender.name, f"{len(runs)}", f"{used:,}", f"{trained:,}", f"{hours:.2f}", *paid, _audit(runs)])
     return "What it took", header, rows
 
 
@@ -149,9 +142,11 @@ def notes(summary: Summary) -> list[str]:
     """What a reader must know: how scores are normalised, what intervals mean, what made the runs."""
     first = summary.finished[0].result
     made = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
-    episodes = first["return"]["last"]["episodes"]
+    numbers = {run.task: run.result["return"]["last"]["episodes"] for run in summary.finished}
+    episodes = str(set(numbers.values()).pop())
+    if len(set(numbers.values())) > 1:
+        episodes = ", ".join(f"{number} ({task})" for task, number in numbers.items())
     return [
-        *([summary.study.about] if summary.study.about else []),
         *summary.remarks,
         f"Each run's score is the mean return of its last policy over {episodes} episodes on fresh seeds, in "
         "Gymnasium's own environment. Steps are environment steps of all purposes but evaluation.",
@@ -170,18 +165,22 @@ def _figure(estimate: Estimate | None, digits: int) -> str:
 
 
 def _markdown(summary: Summary) -> str:
-    parts = ["\n\n".join(notes(summary))]
+    parts = ["\n\n".join([*_about(summary), *notes(summary)])]
     parts += [f"## {title}\n\n{markdown_table(header, rows)}" for title, header, rows in tables(summary)]
     return "\n\n".join(parts)
 
 
-def _page(summary: Summary, pictures: Sequence[tuple[str, Path]]) -> str:
-    parts = [page.paragraph(note) for note in notes(summary)]
+def _page(summary: Summary, pictures: Mapping[str, Path]) -> str:
+    parts = [*map(page.paragraph, _about(summary)), page.bullets(notes(summary))]
     for title, header, rows in tables(summary):
         parts += [page.heading(title), page.table(header, rows)]
-    for title, path in pictures:
-        parts += [page.heading(f"{title[:1].upper()}{title[1:]}"), page.image(path, title)]
+        if title in pictures:
+            parts.append(page.image(pictures[title], title))
     results = [{"contender": run.contender, **run.result} for run in summary.finished]
     parts.append(page.folded("Results as JSON", json.dumps(results, indent=1)))
     names = ", ".join(task.name for task in summary.study.tasks)
     return page.page(f"ULTRA study: {names}", parts)
+
+
+def _about(summary: Summary) -> list[str]:
+    return [summary.study.about] if summary.study.about else []

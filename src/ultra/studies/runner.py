@@ -11,6 +11,7 @@ from typing import Any
 from ultra.config import RefineConfig
 from ultra.errors import RunDirectoryError, UltraError
 from ultra.files import make_directory, write_json
+from ultra.guidance.methods import check_budget
 from ultra.opening import open_policy
 from ultra.permits import hold_file, make_permits
 from ultra.pipeline import task_of
@@ -30,8 +31,11 @@ class Outcome:
     """What became of a study's runs."""
 
     done: int
+    """Runs that have finished, trainings of starting policies included."""
     failed: dict[str, str]
     """Why runs failed, in one line each."""
+    compared: int
+    """Runs that have finished and that a report compares."""
 
 
 def run_study(study: Study, source: Path, out: Path, pool: Pool, display: Display) -> Outcome:
@@ -64,7 +68,11 @@ def run_study(study: Study, source: Path, out: Path, pool: Pool, display: Displa
         finally:
             pool.stop()
         jobs = [*trainings, *refinements]
-        return Outcome(sum(job.finished for job in jobs), {job.name: job.error for job in jobs if not job.finished})
+        return Outcome(
+            done=sum(job.finished for job in jobs),
+            failed={job.name: job.error for job in jobs if not job.finished},
+            compared=sum(job.finished for job in refinements),
+        )
 
 
 def _claim(out: Path) -> None:
@@ -91,6 +99,8 @@ def prepare(study: Study, source: Path, out: Path) -> list[str]:
     for contender in study.contenders:
         if contender.analyst:
             get_analyst(contender.analyst.analyst or contender.analyst.name)
+    for job in study.refinements(out):
+        _check_budget(job)
     remarks = [line for task in study.tasks for line in _prepare_policy(study, task, source, out, before)]
     for job in [*study.trainings(out), *study.refinements(out)]:
         if (job.path / "run.json").is_file():
@@ -100,6 +110,14 @@ def prepare(study: Study, source: Path, out: Path) -> list[str]:
     make_permits(out / "permits", study.llm_requests)
     write_json(out / MANIFEST, plain(study))
     return remarks
+
+
+def _check_budget(job: Job) -> None:
+    assert isinstance(job.config, RefineConfig)
+    try:
+        check_budget(job.config)
+    except UltraError as error:
+        raise UltraError(f"{job.name}: {error}") from error
 
 
 def plain(study: Study) -> dict[str, Any]:
@@ -145,8 +163,11 @@ def _prepare_policy(study: Study, task: StudyTask, source: Path, out: Path, befo
         return []
     place = shipped_policy(task, source)
     statistics = str(source / task.vecnormalize) if task.vecnormalize else ""
-    found = open_policy(place, statistics, trust_pickle=task.trust_pickle)
-    check_fits(found.policy, environment.name, environment.observation_size, environment.action_space)
+    try:
+        found = open_policy(place, statistics, trust_pickle=task.trust_pickle)
+        check_fits(found.policy, environment.name, environment.observation_size, environment.action_space)
+    except UltraError as error:
+        raise UltraError(f"tasks.{task.name}: {error}") from error
     save_policy(found.policy, copy, {"copied_from": str(place)})
     return [f"{task.name}: {line}" for line in (*found.notes, *(f"warning: {text}" for text in found.warnings))]
 

@@ -108,7 +108,8 @@ class Summary:
         missing: runs that are not, with the error of those that failed.
         scales: of each task that has a finished run.
         tasks: lines of each of those tasks.
-        overall: lines over all tasks, in normalised scores; empty if a task is missing or has no scale.
+        together: tasks that are scored together.
+        overall: lines over these tasks, in normalised scores.
         remarks: what to know before reading the figures.
     """
 
@@ -117,12 +118,9 @@ class Summary:
     missing: list[tuple[Job, str]]
     scales: dict[str, TaskScale]
     tasks: dict[str, list[Line]]
+    together: list[str]
     overall: list[Line]
     remarks: list[str]
-
-    def scores(self, contender: str) -> Array:
-        """Normalised scores (seeds, tasks) of the seeds that have finished on all tasks."""
-        return scores_of(self.finished, self.study, self.scales, contender)
 
 
 def summarize(study: Study, out: Path) -> Summary:
@@ -141,16 +139,32 @@ def summarize(study: Study, out: Path) -> Summary:
     known = [task for task in study.tasks if any(run.task == task.name for run in finished)]
     scales = {task.name: _scale(task, [run for run in finished if run.task == task.name]) for task in known}
     tasks = {task.name: _lines(study, [run for run in finished if run.task == task.name]) for task in known}
-    overall: list[Line] = []
-    if len(known) == len(study.tasks) and all(scale.usable for scale in scales.values()):
-        overall = _overall(study, finished, scales)
-    return Summary(study, finished, missing, scales, tasks, overall, _remarks(study, finished, missing, overall))
+    together = _together(finished, scales)
+    overall = _overall(study, finished, scales, together) if together else []
+    remarks = _remarks(study, finished, missing, together)
+    return Summary(study, finished, missing, scales, tasks, together, overall, remarks)
 
 
-def scores_of(finished: Sequence[Finished], study: Study, scales: dict[str, TaskScale], contender: str) -> Array:
-    """Normalised scores (seeds, tasks) of the seeds with which a contender has finished on all tasks."""
+def _together(finished: Sequence[Finished], scales: dict[str, TaskScale]) -> list[str]:
+    """The tasks that are scored together, of which a study that was stopped may have done too little.
+
+    They have a scale, and more than half as many seeds that every contender has finished as the task with most:
+    otherwise the last task, just begun, would take all but its few seeds from the others.
+    """
+    everyone = {run.contender for run in finished}
+    whole = {}
+    for name in scales:
+        done = Counter(run.seed for run in finished if run.task == name)
+        whole[name] = sum(count == len(everyone) for count in done.values())
+    most = max(whole.values(), default=0)
+    return [name for name, scale in scales.items() if scale.usable and whole[name] > most / 2]
+
+
+def scores_of(
+    finished: Sequence[Finished], study: Study, scales: dict[str, TaskScale], names: Sequence[str], contender: str
+) -> Array:
+    """Normalised scores (seeds, tasks) of the seeds with which a contender has finished on all of some tasks."""
     found = {(run.task, run.seed): run.score for run in finished if run.contender == contender}
-    names = [task.name for task in study.tasks]
     seeds = [seed for seed in study.seeds if all((name, seed) in found for name in names)]
     columns = [
         normalize(np.array([found[name, seed] for seed in seeds]), scales[name].start, scales[name].reference)
@@ -190,8 +204,10 @@ def _values(runs: Sequence[Finished], contender: Contender) -> Array:
     return np.array([run.score for run in runs if run.contender == contender.name])
 
 
-def _overall(study: Study, finished: Sequence[Finished], scales: dict[str, TaskScale]) -> list[Line]:
-    tables = {c.name: scores_of(finished, study, scales, c.name) for c in study.contenders}
+def _overall(
+    study: Study, finished: Sequence[Finished], scales: dict[str, TaskScale], together: Sequence[str]
+) -> list[Line]:
+    tables = {c.name: scores_of(finished, study, scales, together, c.name) for c in study.contenders}
     base = tables[study.baseline]
     lines = []
     for name, table in tables.items():
@@ -212,8 +228,18 @@ def _better(table: Array, base: Array) -> Estimate:
     return stratified_bootstrap(probability_of_improvement, table, base, rng=np.random.default_rng(SEED))
 
 
+def _interval_remarks(finished: Sequence[Finished]) -> list[str]:
+    """What to say about intervals, by the fewest seeds that a contender has finished on each task."""
+    counts = Counter((run.task, run.contender) for run in finished)
+    fewest: dict[int, list[str]] = {}
+    for name in dict.fromkeys(run.task for run in finished):
+        fewest.setdefault(min(count for (task, _), count in counts.items() if task == name), []).append(name)
+    found = {", ".join(names): interval_remark(count) for count, names in sorted(fewest.items())}
+    return [f"{names}: {remark}" if len(found) > 1 else remark for names, remark in found.items() if remark]
+
+
 def _remarks(
-    study: Study, finished: Sequence[Finished], missing: Sequence[tuple[Job, str]], overall: Sequence[Line]
+    study: Study, finished: Sequence[Finished], missing: Sequence[tuple[Job, str]], together: Sequence[str]
 ) -> list[str]:
     remarks = []
     failed = sum(bool(error) for _, error in missing)
@@ -222,13 +248,12 @@ def _remarks(
             f"{len(missing)} of {len(missing) + len(finished)} runs are missing, {failed} of them failed: the figures "
             "are of those that finished. Repeat `ultra study` to do the rest."
         )
-    counts = Counter((run.task, run.contender) for run in finished)
-    remark = interval_remark(min(counts.values())) if counts else ""
-    if remark:
-        remarks.append(remark)
-    if finished and not overall:
+    remarks += _interval_remarks(finished)
+    left_out = [task.name for task in study.tasks if task.name not in together]
+    if finished and left_out:
         remarks.append(
-            "There are no scores over all tasks: a task has no finished run, or a reference below its start."
+            f"Scores over all tasks leave out {', '.join(left_out)}: too few seeds were finished by all methods, or "
+            "the reference is not above the start."
         )
     versions = {tuple(sorted(run.result["versions"].items())) for run in finished}
     if len(versions) > 1:
