@@ -188,8 +188,7 @@ def guidance_over(
     advice = Advice(CriticalState(0, 0, 1.0, ""), plan, 0.5, -0.5, "", "benchmark", good)
     taken = np.zeros((4, found.action_space.size), np.float32)
     book = AdviceBook(tuple(Entry(advice, row, b"", taken) for row in facts), columns, scale, radius)
-    guards = [parse(f"{names[k % len(names)]} > {1e6 + k} and {names[0]} < prev({names[0]})", names)
-              for k in range(rules)]  # fmt: skip
+    guards = [parse(f"{names[k % len(names)]} > {1e6 + k} and {names[0]} < {-1e6}", names) for k in range(rules)]
     pairs = [(Rule(guard.text, plan, 0.5, "", "benchmark", good, together=good), guard) for guard in guards]
     settings = GuidanceConfig(restart=0.0, anneal_until=anneal_until)  # its states were never saved to start from
     return UltraGuidance(
@@ -246,8 +245,7 @@ def envpool_env(task: str, count: int) -> Any:
     from stable_baselines3.common.vec_env import VecEnvWrapper, VecMonitor
     from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
-    name = ENVIRONMENTS[task].replace("-v5", "-v4")
-    pool = envpool.make(name, env_type="gymnasium", num_envs=count)
+    pool = envpool.make(ENVIRONMENTS[task], env_type="gymnasium", num_envs=count)
 
     class Pool(VecEnv):
         def __init__(self) -> None:
@@ -334,7 +332,7 @@ CONTENDERS: dict[str, tuple[str, Callable[[str], Measured]]] = {
     "sb3-same": ("Stable-Baselines3, 20 x 2,048, minibatch 64", lambda task: sb3(task, 2 * 40_960, SAME)),
     "sb3": ("Stable-Baselines3, its defaults", lambda task: sb3(task, 6 * 2_048, DEFAULT_SB3)),
     "sb3-envpool": (
-        "Stable-Baselines3 on EnvPool (v4), 20 x 2,048, minibatch 64",
+        "Stable-Baselines3 on EnvPool, 20 x 2,048, minibatch 64",
         lambda task: sb3(task, 2 * 40_960, SAME, pool=True),
     ),
     "sbx": ("SBX, 20 x 2,048, minibatch 64", lambda task: sbx(task, 3 * 40_960, SAME)),

@@ -179,14 +179,21 @@ class Guards:
 
     def evaluate(self, facts: Values, before: Values) -> NDArray[np.bool_]:
         """Where each guard holds: (n, guards), for facts (n, n_facts) and those one step before."""
-        held = np.zeros((len(facts), len(self._guards)), dtype=np.bool_)
+        if not self._others:
+            return self._together(facts, before)
+        held = np.empty((len(facts), len(self._guards)), dtype=np.bool_)
         if self._kinds:
-            seen = np.concatenate([facts, before], axis=1) if self.looks_back else facts
-            true = [kind.evaluate(seen) for kind in self._kinds]
-            tests = true[0] if len(true) == 1 else np.concatenate(true, axis=1)[:, self._order]
-            held[:, self._joined] = np.logical_and.reduceat(tests, self._starts, axis=1)
+            held[:, self._joined] = self._together(facts, before)
         for number in self._others:
             held[:, number] = self._guards[number].evaluate(facts, before)
+        return held
+
+    def _together(self, facts: Values, before: Values) -> NDArray[np.bool_]:
+        """Where each guard holds that joins tests: (n, guards)."""
+        seen = np.concatenate([facts, before], axis=1) if self.looks_back else facts
+        true = [kind.evaluate(seen) for kind in self._kinds]
+        tests = true[0] if len(true) == 1 else np.concatenate(true, axis=1)[:, self._order]
+        held: NDArray[np.bool_] = np.logical_and.reduceat(tests, self._starts, axis=1)
         return held
 
 
@@ -225,9 +232,11 @@ class StepBefore:
         self._fresh[environments] = True
 
     def of(self, facts: Values) -> Values:
-        """What stood one step before `facts` (n, n_facts), which are remembered for the next step."""
-        before = facts if self._facts is None else np.where(self._fresh[:, None], facts, self._facts)
-        self._facts = facts.copy()
+        """What stood one step before `facts` (n, n_facts), which are kept for the next step: leave them unchanged."""
+        before = facts if self._facts is None else self._facts
+        if self._facts is not None and self._fresh.any():
+            before[self._fresh] = facts[self._fresh]
+        self._facts = facts
         self._fresh[:] = False
         return before
 

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from ultra.advice import AdviceBook
 from ultra.tasks.batch import Facts
 
-BY_ONE_THREAD = 2**18
-"""Multiplications that BLAS does not share out among threads. Those would spin on for a tenth of a
-second afterwards, which takes a third of the simulator's speed."""
+BY_ONE_THREAD = 2**19 - 1
+"""Multiplications that OpenBLAS does not share out among threads. Those would spin on for a tenth of
+a second afterwards, which takes a third of the simulator's speed."""
 
 
 class Nearest:
@@ -34,8 +34,8 @@ class Nearest:
         halves = 0.5 * np.square(points) @ self._weights
         self._table = np.vstack([(points * self._weights).T, -halves]).astype(np.float32)
 
-    def of(self, facts: Facts, rows: NDArray[np.intp]) -> NDArray[np.intp]:
-        """The nearest entry for some `rows` (k,) of `facts` (n, n_facts), -1 where none is near enough; (k,)."""
+    def of(self, facts: Facts, rows: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Which of some `rows` (k,) of `facts` (n, n_facts) are near an entry, and for each the nearest one."""
         states = facts[rows[:, None], self._columns]
         left = np.empty((len(states), len(self._table)), dtype=np.float32)
         left[:, -1] = 1
@@ -47,4 +47,4 @@ class Nearest:
             np.matmul(left, self._table[:, part], out=likeness[:, part])
         found = likeness.argmax(axis=1)
         near = np.square(states - self._facts[found]) @ self._weights < self._radius**2
-        return np.where(near, found, -1)
+        return rows[near], found[near]

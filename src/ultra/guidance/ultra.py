@@ -46,8 +46,6 @@ class UltraGuidance:
         recheck: tries the advice that is used most again; None leaves it.
     """
 
-    needs_facts = True
-
     def __init__(
         self,
         book: AdviceBook,
@@ -93,6 +91,11 @@ class UltraGuidance:
         self._uses = np.zeros(len(advice), dtype=np.int64)
         self._counts = np.zeros(3)
         self._loss = imitation_loss(config.imitation) if self._imitates else None
+
+    @property
+    def needs_facts(self) -> bool:
+        """Whether anything can happen: there is something to look up, and its strength has not fallen to zero."""
+        return self._beta > 0 and len(self._table.lengths) + len(self._prizes) > 0
 
     @property
     def _imitates(self) -> bool:
@@ -155,7 +158,7 @@ class UltraGuidance:
 
     def act(self, observations: Observations, facts: Facts | None, actions: Actions) -> Intervention:
         """Execute plans where a state is critical and the advice is followed."""
-        if not (len(self._table.lengths) or len(self._prizes)) or self._beta <= 0:
+        if not self.needs_facts:
             self._active[:], self._under_way = -1, self._under_way[:0]
             return Intervention.none(actions)
         assert facts is not None
@@ -183,10 +186,9 @@ class UltraGuidance:
         if self._nearest is not None:
             free = np.flatnonzero(self._active < 0)
             if len(free):
-                nearest = self._nearest.of(facts, free)
-                near = np.flatnonzero(nearest >= 0)
+                near, entries = self._nearest.of(facts, free)
                 if len(near):
-                    self._engage(free[near], nearest[near])
+                    self._engage(near, entries)
         if len(self._guards):
             before = self._before.of(facts) if self._guards.looks_back else facts
             held = self._guards.evaluate(facts, before)
