@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import platform
 import resource
 import statistics
@@ -36,6 +35,7 @@ from benchmarks.speed import (
     fresh_policy,
     guidance_over,
     known,
+    machine,
     measured,
     rate_of,
     raw,
@@ -91,7 +91,7 @@ def guidance(seconds: float, entries: int, rules: int) -> Measured:
     from ultra.config import PPOConfig
 
     found, visited = known(TASK), visited_facts(TASK, TOGETHER)
-    table = guidance_over(TASK, visited, entries, rules, TOGETHER)
+    table = guidance_over(TASK, visited, entries, rules, TOGETHER, away=1e3)  # so that all states are looked up
     actions = np.zeros((TOGETHER, found.action_space.size), np.float32)
 
     def match() -> int:
@@ -235,8 +235,8 @@ def page(figures: Figures, rounds: int, picture: str, reading: str) -> str:
             continue
     lines = [
         "# Scaling curves", "",
-        f"Made by `python benchmarks/curves.py --rounds {rounds}` on {date.today()}: {os.cpu_count()} cores "
-        f"({platform.machine()}), Python {platform.python_version()}, {', '.join(installed)}.", "",
+        f"Made by `python benchmarks/curves.py --rounds {rounds}` on {date.today()}: {machine()}, "
+        f"Python {platform.python_version()}, {', '.join(installed)}.", "",
         "Hopper-v5; medians of the rounds, with their range in brackets; every measurement in a process of its own, "
         "points in turn. How a study grows with its runs and with cores: `python benchmarks/study_scaling.py`, "
         "[scaling](../scaling.md).", "", f"![Curves]({picture})", "",
@@ -254,9 +254,10 @@ def page(figures: Figures, rounds: int, picture: str, reading: str) -> str:
     lines += [f"| {point} | {figures.cell('width', point, 'loop')} |" for point in figures.points("width")]
     lines += [
         "", "## Table of advice and rules", "",
-        f"Entries lie near visited states and match at the calibrated radius; rules never hold. Matching is one step "
-        f"of {TOGETHER} states, the share is against the loop without guidance: "
-        f"{figures.cell('unguided', '', 'loop')} steps/s.", "",
+        f"In the loop entries lie near visited states, so that nearly every state is critical; rules never hold. "
+        f"Guidance lasts for the whole training here (by default for its first 60%). The share is against the loop "
+        f"without guidance: {figures.cell('unguided', '', 'loop')} steps/s. Matching is what one step of {TOGETHER} "
+        "states takes by itself, none of which is found: then all are looked up again at the next step.", "",
         "| entries | rules | whole loop, steps/s | share | matching, us |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for point in figures.points("guidance"):

@@ -410,6 +410,14 @@ def save(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def machine() -> str:
+    """Cores and processor."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} cores ({', '.join([platform.machine(), *names[:1]])})"
+
+
 def page(rows: list[dict[str, Any]], missing: dict[str, str], rounds: int, reading: str) -> str:
     """The Markdown page."""
     installed = []
@@ -420,8 +428,8 @@ def page(rows: list[dict[str, Any]], missing: dict[str, str], rounds: int, readi
             continue
     lines = [
         "# Speed", "",
-        f"Made by `python benchmarks/speed.py --rounds {rounds}` on {date.today()}: {os.cpu_count()} cores "
-        f"({platform.machine()}), Python {platform.python_version()}, {', '.join(installed)}.", "",
+        f"Made by `python benchmarks/speed.py --rounds {rounds}` on {date.today()}: {machine()}, "
+        f"Python {platform.python_version()}, {', '.join(installed)}.", "",
         "Environment steps per second, median of the rounds with their range; every measurement in a process of its "
         "own, contenders in turn. Networks of 64 x 64 units; memory is the process's peak; the first iteration's "
         "extra time is mostly compilation, which is kept on disk between runs.", "",
