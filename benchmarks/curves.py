@@ -4,7 +4,8 @@
 
 On Hopper-v5, every measurement in a process of its own, points of a curve in turn; the page gives medians and
 ranges over the rounds, and a picture. Finished measurements are kept in a CSV file beside the page and
-skipped when the command is given again. What a person wrote below the heading "Reading" of the page stays.
+skipped when the command is given again, so `--minutes` can divide the work. What a person wrote below the
+heading "Reading" of the page stays.
 How the cost of a study grows with its runs and with cores is measured by `benchmarks/study_scaling.py`.
 """
 
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import platform
 import resource
 import statistics
@@ -28,7 +28,19 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.speed import PACKAGES, READING, collecting, fresh_policy, known, measured, rate_of, raw
+from benchmarks.speed import (
+    PACKAGES,
+    READING,
+    collecting,
+    fresh_policy,
+    guidance_over,
+    known,
+    machine,
+    measured,
+    rate_of,
+    raw,
+    visited_facts,
+)
 
 TASK = "hopper"
 Measured = dict[str, float]
@@ -77,19 +89,9 @@ def guidance(seconds: float, entries: int, rules: int) -> Measured:
     import numpy as np
 
     from ultra.config import PPOConfig
-    from ultra.guidance.base import NoGuidance
-    from ultra.rollout import Environments
 
-    found, policy = known(TASK), fresh_policy(TASK)
-    batch = found.make_batch(TOGETHER)
-    own = Environments(batch, NoGuidance(), np.random.default_rng(0))
-    own.begin()
-    visited = []
-    for _ in range(32):
-        own.rollout(policy, 5, 0.99)
-        visited.append(batch.facts())
-    batch.close()
-    table = guidance_over(visited, entries, rules, TOGETHER)
+    found, visited = known(TASK), visited_facts(TASK, TOGETHER)
+    table = guidance_over(TASK, visited, entries, rules, TOGETHER, away=1e3)  # so that all states are looked up
     actions = np.zeros((TOGETHER, found.action_space.size), np.float32)
 
     def match() -> int:
@@ -99,8 +101,8 @@ def guidance(seconds: float, entries: int, rules: int) -> Measured:
         return len(visited)
 
     matching = 1e6 / rate_of(match, seconds)
-    whole = guidance_over(visited, entries, rules, PPOConfig().environments)
-    return {"matching": matching, "loop": loop_rate(policy, whole, seconds)}
+    whole = guidance_over(TASK, visited, entries, rules, PPOConfig().environments, anneal_until=1.0)
+    return {"matching": matching, "loop": loop_rate(fresh_policy(TASK), whole, seconds)}
 
 
 def memory(seconds: float, episodes: int) -> Measured:
@@ -128,37 +130,6 @@ def start_up(seconds: float, *command: str) -> Measured:
         subprocess.run([sys.executable, *command], check=True, capture_output=True)
         times.append(time.perf_counter() - began)
     return {"seconds": statistics.median(times)}
-
-
-def guidance_over(visited: list[Any], entries: int, rules: int, count: int) -> Any:
-    """ULTRA-RA with entries near visited states, whose plans change nothing, and rules that never hold."""
-    import numpy as np
-
-    from ultra.advice import Advice, AdviceBook, CriticalState, Entry, Rule, Verification, calibrate
-    from ultra.config import GuidanceConfig
-    from ultra.expression import parse
-    from ultra.guidance.ultra import UltraGuidance
-    from ultra.plans import Plan, Segment
-
-    found, rng = known(TASK), np.random.default_rng(0)
-    good = Verification(1.0, 0.5, 1.5, 8, 1.0, "helps", 0)
-    plan = Plan((Segment((0.0,) * found.action_space.size, 4),), relative=True)
-    columns, names = found.card.matched, found.card.fact_names
-    scale, radius = calibrate(visited, columns)
-    states = np.concatenate(visited)
-    facts = states[rng.integers(len(states), size=entries)]
-    facts = facts + 0.3 * states.std(axis=0) * rng.normal(size=facts.shape)
-    advice = Advice(CriticalState(0, 0, 1.0, ""), plan, 0.5, -0.5, "", "benchmark", good)
-    taken = np.zeros((4, found.action_space.size), np.float32)
-    book = AdviceBook(tuple(Entry(advice, row, b"", taken) for row in facts), columns, scale, radius)
-    guards = [parse(f"{names[k % len(names)]} > {1e6 + k} and {names[0]} < prev({names[0]})", names)
-              for k in range(rules)]  # fmt: skip
-    pairs = [(Rule(guard.text, plan, 0.5, "", "benchmark", good, together=good), guard) for guard in guards]
-    # Not annealed within the measurement, and no starts from states that were never saved.
-    settings = GuidanceConfig(restart=0.0, anneal_until=1.0)
-    return UltraGuidance(
-        book, found.action_space, settings, count, on_actions=True, on_rewards=True, rng=rng, rules=pairs
-    )
 
 
 def loop_rate(policy: Any, guidance: Any, seconds: float) -> float:
@@ -264,8 +235,8 @@ def page(figures: Figures, rounds: int, picture: str, reading: str) -> str:
             continue
     lines = [
         "# Scaling curves", "",
-        f"Made by `python benchmarks/curves.py --rounds {rounds}` on {date.today()}: {os.cpu_count()} cores "
-        f"({platform.machine()}), Python {platform.python_version()}, {', '.join(installed)}.", "",
+        f"Made by `python benchmarks/curves.py --rounds {rounds}` on {date.today()}: {machine()}, "
+        f"Python {platform.python_version()}, {', '.join(installed)}.", "",
         "Hopper-v5; medians of the rounds, with their range in brackets; every measurement in a process of its own, "
         "points in turn. How a study grows with its runs and with cores: `python benchmarks/study_scaling.py`, "
         "[scaling](../scaling.md).", "", f"![Curves]({picture})", "",
@@ -283,9 +254,10 @@ def page(figures: Figures, rounds: int, picture: str, reading: str) -> str:
     lines += [f"| {point} | {figures.cell('width', point, 'loop')} |" for point in figures.points("width")]
     lines += [
         "", "## Table of advice and rules", "",
-        f"Entries lie near visited states and match at the calibrated radius; rules never hold. Matching is one step "
-        f"of {TOGETHER} states, the share is against the loop without guidance: "
-        f"{figures.cell('unguided', '', 'loop')} steps/s.", "",
+        f"In the loop entries lie near visited states, so that nearly every state is critical; rules never hold. "
+        f"Guidance lasts for the whole training here (by default for its first 60%). The share is against the loop "
+        f"without guidance: {figures.cell('unguided', '', 'loop')} steps/s. Matching is what one step of {TOGETHER} "
+        "states takes by itself, none of which is found: then all are looked up again at the next step.", "",
         "| entries | rules | whole loop, steps/s | share | matching, us |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for point in figures.points("guidance"):
@@ -345,6 +317,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/scaling-curves.md"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement of a rate, about")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after so many minutes")
     parser.add_argument("--only", choices=KINDS, action="append", help="only these curves")
     parser.add_argument("--tiny", action="store_true", help="one point of each, to see that it works")
     parser.add_argument("--measure", choices=KINDS, help=argparse.SUPPRESS)
@@ -357,10 +330,11 @@ def main() -> None:
     data = options.out.with_suffix(".csv")
     rows = measured_before(data)
     done = {(row["kind"], row["point"], row["round"]) for row in rows}
+    end = time.monotonic() + 60 * options.minutes
     for number in range(options.rounds):
         for kind, point in points(options.tiny):
             key = (kind, " ".join(map(str, point)), str(number))
-            if key in done or kind not in (options.only or KINDS):
+            if key in done or kind not in (options.only or KINDS) or time.monotonic() > end:
                 continue
             found = measured(__file__, "--measure", kind, "--at", *map(str, point), "--seconds", str(options.seconds))
             rows += [dict(zip(COLUMNS, (*key, name, f"{value:.6g}"), strict=True)) for name, value in found.items()]

@@ -5,8 +5,8 @@
 
 Every measurement runs in a process of its own; contenders take turns, so that all see the same load of
 the machine, and the table gives medians, ranges and ratios over the rounds. Finished measurements are
-kept in a CSV file beside the page and skipped when the command is given again. What a person wrote
-below the heading "Reading" of the page stays.
+kept in a CSV file beside the page and skipped when the command is given again, so `--minutes` can divide
+the work. What a person wrote below the heading "Reading" of the page stays.
 """
 
 from __future__ import annotations
@@ -98,8 +98,15 @@ def update(task: str) -> Measured:
     return {"rate": rate_of(once, 4.0)}
 
 
-def loop(task: str, steps: int, settings: dict[str, Any], guided: bool = False) -> Measured:
-    """Our whole PPO loop; the first iteration compiles and is listed apart."""
+def loop(task: str, steps: int, settings: dict[str, Any], guide: Callable[[int], Any] | None = None) -> Measured:
+    """Our whole PPO loop; the first iteration compiles and is listed apart.
+
+    Args:
+        task: where.
+        steps: of the training.
+        settings: of PPO.
+        guide: makes the guidance for so many environments.
+    """
     import numpy as np
 
     from ultra.config import PPOConfig
@@ -108,14 +115,13 @@ def loop(task: str, steps: int, settings: dict[str, Any], guided: bool = False) 
 
     config = PPOConfig(**settings)
     seen: list[Iteration] = []
-    guidance: Any = guidance_of(task, config.environments) if guided else NoGuidance()
     train(
         known(task),
         fresh_policy(task),
         config,
         steps,
         np.random.default_rng(0),
-        guidance=guidance,
+        guidance=guide(config.environments) if guide else NoGuidance(),
         observer=seen.append,
     )
     later = sum(iteration.seconds for iteration in seen[1:])
@@ -125,31 +131,75 @@ def loop(task: str, steps: int, settings: dict[str, Any], guided: bool = False) 
     }
 
 
-def guidance_of(task: str, environments: int) -> Any:
-    """ULTRA-RA with 1,000 verified advices and 10 rules, none of which ever holds: the cost of looking."""
+def visited_facts(task: str, count: int = 64) -> list[Any]:
+    """Facts of states that a fresh policy comes to, every five steps of so many environments."""
     import numpy as np
 
-    from ultra.advice import Advice, AdviceBook, CriticalState, Entry, Rule, Verification
+    from ultra.guidance.base import NoGuidance
+    from ultra.rollout import Environments
+
+    policy, batch = fresh_policy(task), known(task).make_batch(count)
+    environments = Environments(batch, NoGuidance(), np.random.default_rng(0))
+    environments.begin()
+    visited = []
+    for _ in range(32):
+        environments.rollout(policy, 5, 0.99)
+        visited.append(batch.facts())
+    batch.close()
+    return visited
+
+
+def guidance_over(
+    task: str,
+    visited: list[Any],
+    entries: int,
+    rules: int,
+    environments: int,
+    away: float = 0.0,
+    anneal_until: float = 0.6,
+) -> Any:
+    """ULTRA-RA with verified advice for states near visited ones, and with rules that never hold.
+
+    Args:
+        task: where.
+        visited: facts of visited states.
+        entries: of the table; their plans last 4 steps and change nothing.
+        rules: how many.
+        environments: how many train together.
+        away: by how much entries lie away from where they would; far away none is ever found.
+        anneal_until: share of training after which it does nothing any more; by default as in a refinement.
+    """
+    import numpy as np
+
+    from ultra.advice import Advice, AdviceBook, CriticalState, Entry, Rule, Verification, calibrate
     from ultra.config import GuidanceConfig
     from ultra.expression import parse
     from ultra.guidance.ultra import UltraGuidance
     from ultra.plans import Plan, Segment
 
-    found = known(task)
-    rng = np.random.default_rng(0)
+    found, rng = known(task), np.random.default_rng(0)
     good = Verification(1.0, 0.5, 1.5, 8, 1.0, "helps", 0)
     plan = Plan((Segment((0.0,) * found.action_space.size, 4),), relative=True)
     columns, names = found.card.matched, found.card.fact_names
+    scale, radius = calibrate(visited, columns)
+    states = np.concatenate(visited)
+    facts = states[rng.integers(len(states), size=entries)]
+    facts = facts + 0.3 * states.std(axis=0) * rng.normal(size=facts.shape) + away
     advice = Advice(CriticalState(0, 0, 1.0, ""), plan, 0.5, -0.5, "", "benchmark", good)
-    facts = 1e3 + rng.normal(size=(1000, len(names)))
     taken = np.zeros((4, found.action_space.size), np.float32)
-    book = AdviceBook(tuple(Entry(advice, row, b"", taken) for row in facts), columns, np.ones(len(columns)), 0.1)
-    guard = parse(f"{names[0]} > 1e6 and {names[1]} < -1e6", names)
-    rule = Rule(guard.text, plan, 0.5, "", "benchmark", good, together=good)
+    book = AdviceBook(tuple(Entry(advice, row, b"", taken) for row in facts), columns, scale, radius)
+    guards = [parse(f"{names[k % len(names)]} > {1e6 + k} and {names[0]} < {-1e6}", names) for k in range(rules)]
+    pairs = [(Rule(guard.text, plan, 0.5, "", "benchmark", good, together=good), guard) for guard in guards]
+    settings = GuidanceConfig(restart=0.0, anneal_until=anneal_until)  # its states were never saved to start from
     return UltraGuidance(
-        book, found.action_space, GuidanceConfig(restart=0.0), environments,
-        on_actions=True, on_rewards=True, rng=rng, rules=[(rule, guard)] * 10,
-    )  # fmt: skip
+        book, found.action_space, settings, environments, on_actions=True, on_rewards=True, rng=rng, rules=pairs
+    )
+
+
+def guided(task: str, away: float) -> Measured:
+    """Our whole loop with our defaults, 1,000 advices and 10 rules; states are critical unless advice is far away."""
+    visited = visited_facts(task)
+    return loop(task, 60_000, {}, lambda environments: guidance_over(task, visited, 1000, 10, environments, away))
 
 
 def sb3(task: str, steps: int, settings: dict[str, Any], pool: bool = False) -> Measured:
@@ -195,8 +245,7 @@ def envpool_env(task: str, count: int) -> Any:
     from stable_baselines3.common.vec_env import VecEnvWrapper, VecMonitor
     from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
-    name = ENVIRONMENTS[task].replace("-v5", "-v4")
-    pool = envpool.make(name, env_type="gymnasium", num_envs=count)
+    pool = envpool.make(ENVIRONMENTS[task], env_type="gymnasium", num_envs=count)
 
     class Pool(VecEnv):
         def __init__(self) -> None:
@@ -278,10 +327,14 @@ CONTENDERS: dict[str, tuple[str, Callable[[str], Measured]]] = {
     "update": ("ULTRA, updates alone (20 x 2,048, minibatch 64)", update),
     "ultra-same": ("ULTRA, 20 x 2,048, minibatch 64", lambda task: loop(task, 3 * 40_960, SAME)),
     "ultra": ("ULTRA, its defaults", lambda task: loop(task, 60_000, {})),
-    "ultra-ra": ("ULTRA, its defaults, guidance looking", lambda task: loop(task, 60_000, {}, guided=True)),
+    "ultra-ra": ("the same with ULTRA-RA, which looks and finds nothing", lambda task: guided(task, 1e3)),
+    "ultra-ra-busy": ("the same with ULTRA-RA, every state critical", lambda task: guided(task, 0.0)),
     "sb3-same": ("Stable-Baselines3, 20 x 2,048, minibatch 64", lambda task: sb3(task, 2 * 40_960, SAME)),
     "sb3": ("Stable-Baselines3, its defaults", lambda task: sb3(task, 6 * 2_048, DEFAULT_SB3)),
-    "sb3-envpool": ("Stable-Baselines3 with EnvPool, 20 x 2,048", lambda task: sb3(task, 2 * 40_960, SAME, pool=True)),
+    "sb3-envpool": (
+        "Stable-Baselines3 on EnvPool, 20 x 2,048, minibatch 64",
+        lambda task: sb3(task, 2 * 40_960, SAME, pool=True),
+    ),
     "sbx": ("SBX, 20 x 2,048, minibatch 64", lambda task: sbx(task, 3 * 40_960, SAME)),
 }
 RATIOS = (
@@ -293,7 +346,8 @@ RATIOS = (
     ("collection", "raw-chunks", "collection against the simulator alone in pieces of 8"),
     ("verification", "raw-verification", "verification against the simulator alone"),
     ("ultra", "raw", "whole loop with our defaults against the simulator alone"),
-    ("ultra-ra", "ultra", "with guidance against without"),
+    ("ultra-ra", "ultra", "ULTRA-RA that finds nothing against PPO"),
+    ("ultra-ra-busy", "ultra", "ULTRA-RA where every state is critical against PPO"),
 )
 
 
@@ -356,6 +410,14 @@ def save(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def machine() -> str:
+    """Cores and processor."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} cores ({', '.join([platform.machine(), *names[:1]])})"
+
+
 def page(rows: list[dict[str, Any]], missing: dict[str, str], rounds: int, reading: str) -> str:
     """The Markdown page."""
     installed = []
@@ -366,8 +428,8 @@ def page(rows: list[dict[str, Any]], missing: dict[str, str], rounds: int, readi
             continue
     lines = [
         "# Speed", "",
-        f"Made by `python benchmarks/speed.py --rounds {rounds}` on {date.today()}: {os.cpu_count()} cores "
-        f"({platform.machine()}), Python {platform.python_version()}, {', '.join(installed)}.", "",
+        f"Made by `python benchmarks/speed.py --rounds {rounds}` on {date.today()}: {machine()}, "
+        f"Python {platform.python_version()}, {', '.join(installed)}.", "",
         "Environment steps per second, median of the rounds with their range; every measurement in a process of its "
         "own, contenders in turn. Networks of 64 x 64 units; memory is the process's peak; the first iteration's "
         "extra time is mostly compilation, which is kept on disk between runs.", "",
@@ -407,6 +469,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/speed.md"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--task", choices=ENVIRONMENTS, action="append")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after so many minutes")
     parser.add_argument("--only", choices=CONTENDERS, action="append", help="only these contenders")
     parser.add_argument("--measure", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -420,10 +483,11 @@ def main() -> None:
     missing: dict[str, str] = {}
     rows = measured_before(data)
     done = {(row["task"], row["contender"], row["round"]) for row in rows}
+    end = time.monotonic() + 60 * options.minutes
     for number in range(options.rounds):
         for task in tasks:
             for name in options.only or CONTENDERS:
-                if (task, name, number) in done or name in missing:
+                if (task, name, number) in done or name in missing or time.monotonic() > end:
                     continue
                 try:
                     found = measured(__file__, "--measure", name, "--task", task)

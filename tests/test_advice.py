@@ -180,12 +180,6 @@ def test_only_what_may_help_is_trusted() -> None:
     assert len(book) == 4
 
 
-def test_points_are_the_facts_that_count_in_their_units() -> None:
-    book = book_of([None] * 2, np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
-    np.testing.assert_allclose(book.points, np.array([[1, 0.3], [4, 0.6]]))
-    assert book_of([]).points.shape == (0, 2)
-
-
 def test_calibration_of_a_worked_example() -> None:
     """Two episodes that move by 2 and by 4 units a step; the middle column does not count."""
     columns = np.array([0, 2])

@@ -124,7 +124,7 @@ def test_guards_agree_with_python(text: str, now: tuple[float, ...], before: tup
         assert bool(found[0]) == expected
 
 
-perhaps = st.one_of(values, st.just(math.nan))
+perhaps = st.one_of(values, st.sampled_from([math.nan, math.inf, -math.inf]))
 
 
 @given(st.lists(guards, min_size=1, max_size=6), st.lists(st.tuples(perhaps, perhaps, perhaps), min_size=2, max_size=5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -25,7 +26,9 @@ from ultra.checkpoint import Learner
 from ultra.collection import collect
 from ultra.config import GuidanceConfig, PPOConfig
 from ultra.expression import Expression, parse
-from ultra.guidance.ultra import UltraGuidance, similarity
+from ultra.guidance.implicit import similarity
+from ultra.guidance.nearest import Nearest
+from ultra.guidance.ultra import UltraGuidance
 from ultra.plans import Plan, Segment
 from ultra.policy import Architecture, Policy, actor_critic, create_policy, flatten, log_prob, log_prob_function
 from ultra.policy_files import load_policy
@@ -150,6 +153,27 @@ def test_the_nearest_of_several_states_counts() -> None:
     near = [some_entry(x, Plan((Segment(button),)), [1]) for x, button in ((0.0, 0), (0.8, 2))]
     guidance = guidance_of(book_of(*near), BUTTONS, environments=2)
     assert act(guidance, at(0.3, 0.5), np.array([1, 1]))[0].tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("entries", [1, 7, 3000])
+def test_the_nearest_of_a_table_is_found_by_the_facts_that_count(entries: int) -> None:
+    """Also where the table is looked through in parts, states lie far from zero, and other facts are no numbers."""
+    rng = np.random.default_rng(entries)
+    columns, scale = np.array([3, 0, 2]), np.array([0.1, 2.0, 30.0])
+    facts = rng.normal(size=(entries, 5)) + 1e4
+    advice = some_entry(0, Plan((Segment(0),)), [1]).advice
+    book = AdviceBook(tuple(Entry(advice, row, b"", np.zeros(1)) for row in facts), columns, scale, 0.2)
+    states = np.concatenate([facts[rng.integers(entries, size=40)], rng.normal(size=(40, 5)) + 1e4])
+    states[:, 1], states[-1, 0] = math.nan, math.nan
+    states[:, columns] += 0.05 * scale * rng.normal(size=(80, 3))
+    with np.errstate(invalid="ignore"):
+        distances = np.linalg.norm((states[:, None, columns] - facts[None, :, columns]) / scale, axis=2)
+    rows = np.arange(0, 80, 2)
+    wanted = [row for row in rows if distances[row].min() < 0.2]
+    assert 0 < len(wanted) < len(rows)
+    near, found = Nearest(book).of(states, rows)
+    np.testing.assert_array_equal(near, wanted)
+    np.testing.assert_array_equal(found, distances[wanted].argmin(axis=1))
 
 
 VERDICTS: list[Verdict | None] = ["helps", "harms", "unclear", None]

@@ -277,18 +277,6 @@ class AdviceBook:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def standardise(self, facts: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Facts (n, n_facts) as points (n, len(columns)) between which distances are taken."""
-        points: NDArray[np.float64] = facts[:, self.columns] / self.scale
-        return points
-
-    @property
-    def points(self) -> NDArray[np.float64]:
-        """(entries, len(columns)): the critical states."""
-        if not self.entries:
-            return np.zeros((0, len(self.columns)))
-        return self.standardise(np.stack([entry.facts for entry in self.entries]))
-
     def trusted(self, trust: Literal["helps", "all"]) -> AdviceBook:
         """The book without advice that harms or was not tried; with `all`, the whole book."""
         return replace(self, entries=tuple(entry for entry in self.entries if trusted(entry.advice, trust)))

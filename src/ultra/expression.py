@@ -84,6 +84,12 @@ class Test(NamedTuple):
     comparison: type[ast.cmpop]
     right: Term
 
+    @property
+    def upright(self) -> Test:
+        """The same with > in place of <, and >= in place of <=."""
+        comparison = {ast.Lt: ast.Gt, ast.LtE: ast.GtE}.get(self.comparison)
+        return self if comparison is None else Test(self.right, comparison, self.left)
+
 
 @dataclass(frozen=True)
 class Expression:
@@ -127,6 +133,27 @@ class Expression:
         return np.broadcast_to(holds, (len(facts),)).astype(np.bool_)
 
 
+class _Alike(NamedTuple):
+    """Tests that make the same comparison, all with numbers or all with facts."""
+
+    compare: Callable[[Values, Values], NDArray[np.bool_]]
+    places: NDArray[np.intp]
+    """Which of all tests they are."""
+    left: NDArray[np.intp]
+    """Columns of facts, those of one step before behind the present ones."""
+    right: NDArray[np.intp] | None
+    """Likewise; None where the tests compare with numbers."""
+    signs: Values
+    """1, or -1 where both sides change their sign: -x > -1 is x < 1."""
+    numbers: Values
+
+    def evaluate(self, seen: Values) -> NDArray[np.bool_]:
+        """Where each holds: (n, tests), for facts (n, columns)."""
+        if self.right is not None:
+            return self.compare(seen[:, self.left], seen[:, self.right])
+        return self.compare(seen[:, self.left] * self.signs, self.numbers)
+
+
 class Guards:
     """Several guards of the same facts, evaluated together.
 
@@ -135,39 +162,59 @@ class Guards:
 
     def __init__(self, guards: Sequence[Expression]) -> None:
         self._guards = list(guards)
-        self._joined = np.array([i for i, guard in enumerate(guards) if guard.tests], dtype=np.intp)
-        self._others = [i for i, guard in enumerate(guards) if not guard.tests]
-        tests = [test for i in self._joined for test in guards[i].tests]
-        self._starts = np.cumsum([0, *(len(guards[i].tests) for i in self._joined)])[:-1]
-        self._count = len(tests)
+        self.looks_back = any(guard.uses_previous for guard in guards)
+        """Whether any guard speaks of facts one step earlier."""
+        tests = [[test.upright for test in guard.tests] for guard in guards]
+        simple = [bool(part) and not any(a.column is b.column is None for a, _, b in part) for part in tests]
+        self._joined = np.flatnonzero(simple)
+        self._others = [i for i, joined in enumerate(simple) if not joined]
+        lengths = [len(tests[i]) for i in self._joined]
+        self._starts = np.cumsum([0, *lengths])[:-1]
         width = len(guards[0].names) if guards else 0
-        terms = [term for test in tests for term in (test.left, test.right)]
-        self._numbers = np.array([term.number for term in terms if term.column is None])
-        numbers = iter(range(2 * width, 2 * width + len(self._numbers)))
-        columns = [next(numbers) if t.column is None else t.column + width * t.back for t in terms]
-        # Facts, facts one step before and numbers stand side by side: here is where each test's two sides are.
-        self._left, self._right = np.array(columns, dtype=np.intp).reshape(-1, 2).T
-        kinds = np.array([list(_COMPARISONS).index(test.comparison) for test in tests])
-        self._kinds = [(compare, np.flatnonzero(kinds == k)) for k, compare in enumerate(_COMPARISONS.values())]
-        self._kinds = [(compare, where) for compare, where in self._kinds if len(where)]
+        self._kinds = _alike([test for i in self._joined for test in tests[i]], width)
+        self._order = np.argsort([place for kind in self._kinds for place in kind.places])
 
     def __len__(self) -> int:
         return len(self._guards)
 
     def evaluate(self, facts: Values, before: Values) -> NDArray[np.bool_]:
         """Where each guard holds: (n, guards), for facts (n, n_facts) and those one step before."""
+        if not self._others:
+            return self._together(facts, before)
         held = np.empty((len(facts), len(self._guards)), dtype=np.bool_)
-        if self._count:
-            numbers = np.broadcast_to(self._numbers, (len(facts), len(self._numbers)))
-            seen = np.concatenate([facts, before, numbers], axis=1)
-            left, right = seen[:, self._left], seen[:, self._right]
-            true = np.empty((len(facts), self._count), dtype=np.bool_)
-            for compare, tests in self._kinds:
-                true[:, tests] = compare(left[:, tests], right[:, tests])
-            held[:, self._joined] = np.logical_and.reduceat(true, self._starts, axis=1)
+        if self._kinds:
+            held[:, self._joined] = self._together(facts, before)
         for number in self._others:
             held[:, number] = self._guards[number].evaluate(facts, before)
         return held
+
+    def _together(self, facts: Values, before: Values) -> NDArray[np.bool_]:
+        """Where each guard holds that joins tests: (n, guards)."""
+        seen = np.concatenate([facts, before], axis=1) if self.looks_back else facts
+        true = [kind.evaluate(seen) for kind in self._kinds]
+        tests = true[0] if len(true) == 1 else np.concatenate(true, axis=1)[:, self._order]
+        held: NDArray[np.bool_] = np.logical_and.reduceat(tests, self._starts, axis=1)
+        return held
+
+
+def _alike(tests: Sequence[Test], width: int) -> list[_Alike]:
+    """Sort upright tests by what they compare and how; there are `width` facts, and one or two in each test."""
+    groups: dict[tuple[type[ast.cmpop], bool], list[int]] = {}
+    for place, (left, comparison, right) in enumerate(tests):
+        groups.setdefault((comparison, left.column is None or right.column is None), []).append(place)
+
+    def columns(terms: list[Term]) -> NDArray[np.intp]:
+        return np.array([(term.column or 0) + width * term.back for term in terms], dtype=np.intp)
+
+    result = []
+    for (comparison, with_number), places in groups.items():
+        sides = [(tests[i].left, tests[i].right) for i in places]
+        signs = np.array([1.0 if left.column is not None else -1.0 for left, _ in sides])  # 1 > x is -x > -1
+        facts = columns([left if left.column is not None else right for left, right in sides])
+        others = None if with_number else columns([right for _, right in sides])
+        numbers = signs * np.array([right.number if left.column is not None else left.number for left, right in sides])
+        result.append(_Alike(_COMPARISONS[comparison], np.array(places), facts, others, signs, numbers))
+    return result
 
 
 class StepBefore:
@@ -185,9 +232,11 @@ class StepBefore:
         self._fresh[environments] = True
 
     def of(self, facts: Values) -> Values:
-        """What stood one step before `facts` (n, n_facts), which are remembered for the next step."""
-        before = facts if self._facts is None else np.where(self._fresh[:, None], facts, self._facts)
-        self._facts = facts.copy()
+        """What stood one step before `facts` (n, n_facts), which are kept for the next step: leave them unchanged."""
+        before = facts if self._facts is None else self._facts
+        if self._facts is not None and self._fresh.any():
+            before[self._fresh] = facts[self._fresh]
+        self._facts = facts
         self._fresh[:] = False
         return before
 

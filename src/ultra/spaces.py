@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from operator import index
 from typing import Any
 
@@ -104,15 +104,19 @@ class Continuous:
         """Outputs that a policy network needs: the mean of each dimension."""
         return len(self.low)
 
+    @cached_property
+    def bounds(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The lowest and the highest values (dim,)."""
+        return np.array(self.low, np.float32), np.array(self.high, np.float32)
+
+    @cached_property
+    def half_range(self) -> NDArray[np.float64]:
+        """Half the distance between the bounds (dim,): a unit where actions are scaled to [-1, 1]."""
+        return np.subtract(self.high, self.low) / 2
+
     def clip(self, actions: Actions) -> Actions:
         """Move actions (..., dim) to the nearest ones inside the bounds."""
-        return np.clip(actions, np.array(self.low, np.float32), np.array(self.high, np.float32))
-
-    def scale(self, actions: Actions) -> NDArray[np.float64]:
-        """Map actions (..., dim) from the bounds to [-1, 1]."""
-        low, high = np.array(self.low), np.array(self.high)
-        scaled: NDArray[np.float64] = 2.0 * (actions - low) / (high - low) - 1.0
-        return scaled
+        return np.clip(actions, *self.bounds)
 
     def __str__(self) -> str:
         alike = len({*self.low}) == len({*self.high}) == 1

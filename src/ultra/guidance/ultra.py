@@ -17,36 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from ultra.advice import Advice, AdviceBook, Rule, trusted
 from ultra.config import GuidanceConfig
 from ultra.expression import Expression, Guards, StepBefore
 from ultra.guidance.base import Intervention, LossTerm
+from ultra.guidance.implicit import ImplicitRewards
+from ultra.guidance.nearest import Nearest
 from ultra.plans import PlanTable
 from ultra.policy import Policy, log_prob
-from ultra.spaces import Actions, ActionSpace, Continuous
+from ultra.spaces import Actions, ActionSpace
 from ultra.tasks.batch import Facts, Indices, Observations, Snapshot
 from ultra.verification import Recheck
-
-KERNEL_WIDTH = 0.5
-"""Width of the Gaussian kernel on continuous actions scaled to [-1, 1]."""
-
-
-def similarity(space: ActionSpace, actions: Actions, targets: Actions) -> NDArray[np.float64]:
-    """Likeness (k,) of actions, 0 to 1: equal or not; for continuous ones a Gaussian kernel.
-
-    Args:
-        space: of the actions; continuous ones are scaled to [-1, 1] by its bounds.
-        actions: (k,) or (k, dim).
-        targets: likewise.
-    """
-    if isinstance(space, Continuous):
-        gap = space.scale(actions) - space.scale(targets)
-        likeness: NDArray[np.float64] = np.exp(-np.square(gap).mean(axis=1) / (2 * KERNEL_WIDTH**2))
-        return likeness
-    equal: NDArray[np.float64] = (actions == targets).astype(np.float64)
-    return equal
 
 
 class UltraGuidance:
@@ -63,8 +45,6 @@ class UltraGuidance:
         rules: rules with their parsed guards.
         recheck: tries the advice that is used most again; None leaves it.
     """
-
-    needs_facts = True
 
     def __init__(
         self,
@@ -86,27 +66,26 @@ class UltraGuidance:
         prized = [(rule, guard) for rule, guard in rules if rule.plan is None and on_rewards]
         self._prizes = np.array([rule.reward for rule, _ in prized])
         self._guards = Guards([guard for _, guard, _ in with_plan] + [guard for _, guard in prized])
-        self._book, self._space, self._config, self._rng = book, space, config, rng
-        self._on_rewards, self._recheck = on_rewards, recheck
+        self._book, self._config, self._rng, self._recheck = book, config, rng, recheck
         advice: list[Advice | Rule] = [entry.advice for entry in book.entries]
         advice += [rule for rule, _, _ in with_plan]
         plans = [entry.advice.plan for entry in book.entries] + [plan for _, _, plan in with_plan]
         self._table = PlanTable(plans, [a.strength for a in advice], space)
-        self._tree = cKDTree(book.points) if len(book) else None
+        self._nearest = Nearest(book) if len(book) else None
         # Advice that is not known to help acts through rewards alone, unless everything is trusted.
         self._executable = np.array(
             [on_actions and (config.trust == "all" or _proven(a)) for a in advice], dtype=np.bool_
         )
         self._gains = np.array([_gain(a) for a in advice])
-        self._follow = np.array([a.reward_follow for a in advice])
-        self._repeat = np.array([a.reward_taken for a in advice])
-        nothing = np.zeros((0, *self._table.steps.shape[2:]), self._table.steps.dtype)
-        taken = [entry.taken for entry in book.entries] + [nothing] * len(with_plan)
-        self._taken = PlanRecords(taken, self._table, space)
+        self._worth = _worth(self._gains)
+        taken = [entry.taken for entry in book.entries]
+        rewarded = on_rewards and config.lam > 0
+        self._implicit = ImplicitRewards(advice, taken, self._table, space) if rewarded else None
         self._beta = config.strength
         self._active = np.full(environments, -1, dtype=np.int64)
         self._position = np.zeros(environments, dtype=np.int64)
         self._following = np.zeros(environments, dtype=np.bool_)
+        self._under_way = np.zeros(0, dtype=np.intp)  # where plans are, in the present step
         self._before = StepBefore(environments)
         self._prize = np.zeros(environments)
         self._uses = np.zeros(len(advice), dtype=np.int64)
@@ -114,11 +93,9 @@ class UltraGuidance:
         self._loss = imitation_loss(config.imitation) if self._imitates else None
 
     @property
-    def _worth(self) -> NDArray[np.float32]:
-        """How much each advice is worth imitating, 0 to 1: its measured advantage by the largest one."""
-        most = self._gains.max(initial=0.0)
-        worth: NDArray[np.float32] = (self._gains / most if most > 0 else self._gains).astype(np.float32)
-        return worth
+    def needs_facts(self) -> bool:
+        """Whether anything can happen: there is something to look up, and its strength has not fallen to zero."""
+        return self._beta > 0 and len(self._table.lengths) + len(self._prizes) > 0
 
     @property
     def _imitates(self) -> bool:
@@ -155,6 +132,7 @@ class UltraGuidance:
             if found is not None:
                 self._gains[row] = max(0.0, found.advantage)
                 self._executable[row] = found.advantage > 0
+        self._worth = _worth(self._gains)
         self._uses[:] = 0
 
     def start(self, indices: Indices) -> list[Snapshot | None]:
@@ -180,68 +158,62 @@ class UltraGuidance:
 
     def act(self, observations: Observations, facts: Facts | None, actions: Actions) -> Intervention:
         """Execute plans where a state is critical and the advice is followed."""
-        if not (len(self._table.lengths) or len(self._prizes)) or self._beta <= 0:
-            self._active[:] = -1
+        if not self.needs_facts:
+            self._active[:], self._under_way = -1, self._under_way[:0]
             return Intervention.none(actions)
         assert facts is not None
         self._match(facts)
+        self._under_way = np.flatnonzero(self._active >= 0)
         self._counts[0] += len(actions)
-        critical = self._active >= 0
-        if not critical.any():
+        self._counts[1] += len(self._under_way)
+        if not len(self._under_way):
             return Intervention.none(actions)
-        weights = np.zeros(len(actions), np.float32)
-        replaced = critical & self._following
-        where = np.flatnonzero(replaced)
-        self._counts[1:] += int(critical.sum()), len(where)
+        change = Intervention.none(actions.copy())
+        where = self._under_way[self._following[self._under_way]]
         if len(where):
-            actions = actions.copy()
+            self._counts[2] += len(where)
             entries = self._active[where]
-            actions[where] = self._table.apply(entries, self._position[where], actions[where])
-            weights[where] = self._beta * self._worth[entries]
-        return Intervention(actions, replaced, weights)
+            change.actions[where] = self._table.apply(entries, self._position[where], actions[where])
+            change.replaced[where] = True
+            change.weights[where] = self._beta * self._worth[entries]
+        return change
 
     def observe(self, observations: Observations) -> None:
         """Where a step leads is of no concern to advice."""
 
     def _match(self, facts: Facts) -> None:
         """Engage free environments whose state is critical: near an entry, or where a guard holds."""
-        if self._tree is not None:
-            points = self._book.standardise(facts)
-            _, nearest = self._tree.query(points, distance_upper_bound=self._book.radius)
-            near = np.flatnonzero((nearest < len(self._book)) & (self._active < 0))
-            if len(near):
-                self._engage(near, nearest[near])
+        if self._nearest is not None:
+            free = np.flatnonzero(self._active < 0)
+            if len(free):
+                near, entries = self._nearest.of(facts, free)
+                if len(near):
+                    self._engage(near, entries)
         if len(self._guards):
-            held = self._guards.evaluate(facts, self._before.of(facts))
+            before = self._before.of(facts) if self._guards.looks_back else facts
+            held = self._guards.evaluate(facts, before)
             plans = len(self._guards) - len(self._prizes)
-            begins = np.flatnonzero((self._active < 0) & held[:, :plans].any(axis=1))
-            if len(begins):  # where several hold, the first one counts
-                self._engage(begins, len(self._book) + held[begins, :plans].argmax(axis=1))
             if len(self._prizes):
                 self._prize = held[:, plans:] @ self._prizes
+            if held.any():
+                begins = np.flatnonzero(held[:, :plans].any(axis=1) & (self._active < 0))
+                if len(begins):  # where several hold, the first one counts
+                    self._engage(begins, len(self._book) + held[begins, :plans].argmax(axis=1))
 
     def reward(self, facts: Facts | None, actions: Actions, rewards: NDArray[np.float64]) -> NDArray[np.float64]:
         """Equation 2 at critical states; then move on in the plans."""
         if len(self._prizes) and self._beta > 0 and self._config.lam > 0:
             rewards = rewards + self._beta * self._config.lam * self._prize
-        where = np.flatnonzero(self._active >= 0)
+        where = self._under_way
         if not len(where):
             return rewards
         entries, positions = self._active[where], self._position[where]
-        if self._on_rewards and self._config.lam > 0:
-            taken, known = self._taken.at(entries, positions)
-            advised = self._table.apply(entries, positions, taken)
-            followed = similarity(self._space, actions[where], advised)
-            # An executed plan is followed by construction, whatever the policy's own action was. What a
-            # rule's relative plan is added to is not known, so only its execution counts as following.
-            comparable = known | ((entries >= len(self._book)) & ~self._table.relative[entries])
-            followed = np.where(self._following[where], 1.0, np.where(comparable, followed, 0.0))
-            repeated = np.where(known, similarity(self._space, actions[where], taken), 0.0)
-            implicit = self._follow[entries] * followed + self._repeat[entries] * repeated
+        if self._implicit is not None:
+            earned = self._implicit.of(entries, positions, self._following[where], actions[where])
             rewards = rewards.copy()
-            rewards[where] += self._beta * self._config.lam * implicit / self._table.lengths[entries]
-        self._position[where] += 1
-        self._active[where[self._position[where] >= self._table.lengths[entries]]] = -1
+            rewards[where] += self._beta * self._config.lam * earned
+        self._position[where] = positions + 1
+        self._active[where[positions + 1 >= self._table.lengths[entries]]] = -1
         return rewards
 
     def metrics(self) -> dict[str, float]:
@@ -276,6 +248,7 @@ class UltraGuidance:
         self._before.load_state(state["before"])
         self._uses[:] = state["uses"]
         self._gains[:], self._executable[:] = state["gains"], state["executable"]
+        self._worth = _worth(self._gains)
         if self._recheck is not None:
             self._recheck.load_state(state["recheck"])
         self._rng.bit_generator.state = state["rng"]
@@ -292,19 +265,10 @@ def _gain(advice: Advice | Rule) -> float:
     return max(0.0, found.advantage) if found is not None and _proven(advice) else 0.0
 
 
-class PlanRecords:
-    """What the policy itself did at critical states, step by step, padded to the plans' lengths."""
-
-    def __init__(self, taken: list[NDArray[Any]], table: PlanTable, space: ActionSpace) -> None:
-        self._taken = np.zeros_like(table.steps)
-        self._lengths = np.zeros(len(taken), dtype=np.int64)
-        for row, actions in enumerate(taken):
-            self._lengths[row] = min(len(actions), self._taken.shape[1])
-            self._taken[row, : self._lengths[row]] = space.clip(actions[: self._lengths[row]])
-
-    def at(self, rows: NDArray[Any], positions: NDArray[Any]) -> tuple[Actions, NDArray[np.bool_]]:
-        """Actions (k,) or (k, dim), and whether the episode lasted that long (k,)."""
-        return self._taken[rows, positions], positions < self._lengths[rows]
+def _worth(gains: NDArray[np.float64]) -> NDArray[np.float32]:
+    """How much each advice is worth imitating, 0 to 1: its measured advantage by the largest one."""
+    most = gains.max(initial=0.0)
+    return (gains / most if most > 0 else gains).astype(np.float32)
 
 
 def imitation_loss(weight: float) -> LossTerm:

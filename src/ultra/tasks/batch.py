@@ -65,7 +65,7 @@ class Batch(Protocol):
         ...
 
     def facts(self) -> Facts:
-        """The named quantities of the current states."""
+        """The named quantities of the current states, in an array that stays as it is."""
         ...
 
     def snapshots(self, indices: Indices) -> list[Snapshot]:

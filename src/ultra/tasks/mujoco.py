@@ -74,6 +74,8 @@ class MujocoBatch:
         self._rollout = rollout.Rollout(nthread=threads if threads > 1 else 0)
         full = mujoco.mjtState.mjSTATE_FULLPHYSICS
         self._states = np.zeros((size, mujoco.mj_stateSize(self._model, full)))
+        self._qpos = self._states[:, 1 : 1 + self._model.nq]
+        self._qvel = self._states[:, 1 + self._model.nq : 1 + self._model.nq + self._model.nv]
         self._trace = np.zeros((size, self._frame_skip, self._states.shape[1]))
         self._control = np.zeros((size, self._frame_skip, self._model.nu))
         self._clock = np.zeros(size, dtype=np.int64)
@@ -83,25 +85,16 @@ class MujocoBatch:
         """Number of environments."""
         return len(self._states)
 
-    @property
-    def _qpos(self) -> Array:
-        return self._states[:, 1 : 1 + self._model.nq]
-
-    @property
-    def _qvel(self) -> Array:
-        return self._states[:, 1 + self._model.nq : 1 + self._model.nq + self._model.nv]
-
     def _observe(self, indices: Indices | slice = slice(None)) -> Observations:
         observations = self._physics.observe(self._qpos[indices], self._qvel[indices])
         return observations.astype(np.float32)
 
     def reset(self, indices: Indices, seeds: Sequence[int]) -> Observations:
         """Start new episodes in the states that Gymnasium's `reset(seed=...)` gives."""
+        self._states[indices] = 0.0
+        self._clock[indices] = 0
         for index, seed in zip(indices, seeds, strict=True):
-            qpos, qvel = self._physics.start(np.random.default_rng(seed), *self._initial)
-            self._states[index] = 0.0
-            self._qpos[index], self._qvel[index] = qpos, qvel
-            self._clock[index] = 0
+            self._qpos[index], self._qvel[index] = self._physics.start(np.random.default_rng(seed), *self._initial)
         return self._observe(indices)
 
     def step(self, actions: Actions, live: Live = None) -> Step:
