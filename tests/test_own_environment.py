@@ -247,7 +247,10 @@ def test_actions_of_several_parts_are_joint_actions(registry: None) -> None:
 
 # -- cards -----------------------------------------------------------------------------------------
 
-SHIPPED = ["CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Acrobot-v1", "Pendulum-v1"]
+SHIPPED = [
+    "CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Acrobot-v1", "Pendulum-v1", "FrozenLake-v1",
+    "CliffWalking-v1", "Taxi-v4", "Blackjack-v1", "ALE/Breakout-v5",
+]  # fmt: skip
 BOX2D = ["LunarLander-v3", "BipedalWalker-v3", "CarRacing-v3"]
 
 
@@ -322,7 +325,7 @@ def test_a_card_is_derived_completed_and_used(field: Path, tmp_path: Path, capsy
     own = ["--env-module", str(field), "--env-kwargs", "size=5"]
     assert cli.run(["card", "Field-v0", *own, "--out", str(path)]) == 0
     raw = yaml.safe_load(path.read_text())
-    assert len(raw["facts"]) == 6 and len(raw["actions"]) == 4  # flag (2), robot (2), tired (one of 2)
+    assert len(raw["facts"]) == 5 and len(raw["actions"]) == 4  # flag (2), robot (2), tired
     raw["facts"] = [
         {"name": "robot_x", "unit": "m", "meaning": "east is positive", "source": "env.robot[0]"},
         {"name": "gap", "unit": "m", "meaning": "distance east", "source": "env.flag[0] - env.robot[0]"},

@@ -116,7 +116,10 @@ class Continuous:
 
     def __str__(self) -> str:
         alike = len({*self.low}) == len({*self.high}) == 1
-        low, high = (self.low[0], self.high[0]) if alike else (self.low, self.high)
+        low, high = (
+            f"{bounds[0]:g}" if alike else f"({', '.join(f'{bound:g}' for bound in bounds)})"
+            for bounds in (self.low, self.high)
+        )
         return f"Box({self.size},) from {low} to {high}"
 
 

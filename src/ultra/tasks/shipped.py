@@ -14,6 +14,7 @@ import yaml
 
 from ultra.errors import UltraError
 from ultra.spaces import ActionSpace, Continuous, Discrete, from_gymnasium
+from ultra.tasks.atari_objects import why_bytes
 from ultra.tasks.card import Card, load_card, shipped_card
 from ultra.tasks.derive import derive_card
 from ultra.tasks.sources import Reader, compile_source
@@ -161,6 +162,7 @@ def gymnasium_task(
             raise UltraError(f"{env_id}: observations of shape {shape} cannot be flattened to one dimension")
         found = load_card(Path(card)) if card else derive_card(env_id, env)
         atari = hasattr(env.unwrapped, "ale")
+        bytes_alone = atari and bool(found.facts) and found.facts[0].source == "ram[0]"
     assert limit is not None  # `make_environment` sets one
     means = snapshots or choose_snapshots(make, space)
     readers = fact_readers(found, shape[0], space)
@@ -178,6 +180,7 @@ def gymnasium_task(
         snapshot_every=4 if means == "state" else 16,
         sampled_evaluation=atari,
         snapshots=means,
+        note=why_bytes() if bytes_alone and not card else "",
     )
 
 
