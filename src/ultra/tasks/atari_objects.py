@@ -25,7 +25,7 @@ def atari_card(env_id: str, env: gymnasium.Env[Any, Any]) -> Card | None:
     if not hasattr(base, "ale") or not hasattr(base, "get_action_meanings"):
         return None
     plain = skeleton_card(env_id, (), from_gymnasium(env.action_space))
-    objects = _objects(_game(env_id))
+    objects = _objects(_game(env_id), env)
     facts = objects or [
         Fact(f"ram{i}", "", f"byte {i} of the console's memory", 0, source=f"ram[{i}]") for i in range(_RAM)
     ]
@@ -65,10 +65,16 @@ def _module(game: str) -> Any:
         return None
 
 
-def _objects(game: str) -> list[Fact]:
-    """Facts of a game's objects; none if OCAtari is not installed or does not know the game."""
+def _objects(game: str, env: gymnasium.Env[Any, Any]) -> list[Fact]:
+    """Facts of a game's objects; none if OCAtari is not installed, or does not know the game or fails on it."""
     module = _module(game)
-    facts = []
+    facts: list[Fact] = []
+    if module is not None:
+        env.reset(seed=0)
+        try:
+            Objects(env.unwrapped)[game]
+        except Exception:  # OCAtari's own code, which fails on some games
+            return []
     for kind, count in getattr(module, "MAX_NB_OBJECTS", {}).items():
         if count > _MOST_ALIKE:
             continue
