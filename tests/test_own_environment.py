@@ -361,11 +361,28 @@ def test_a_card_that_does_not_fit_is_one_clear_line(
     raw = yaml.safe_load(write_card(get_task("Field-v0", module=str(field)).card))
     path.write_text(yaml.safe_dump(raw | change))
     with pytest.raises(UltraError, match=says) as caught:
-        task = get_task("Field-v0", module=str(field), card=str(path))
-        batch = task.make_batch(1, workers=1)
-        batch.reset([0], [0])
+        get_task("Field-v0", module=str(field), card=str(path))
+    assert "\n" not in str(caught.value)
+    assert "card" in str(caught.value)
+
+
+def test_a_fact_that_cannot_be_read_later_is_one_clear_line_from_a_worker_too(field: Path, tmp_path: Path) -> None:
+    """For instance an attribute that is there at first, or an entry of a list that grows shorter."""
+    field.write_text(field.read_text().replace("self.tired = int(", "self.__dict__.pop('extra', 0); self.tired = int(")
+                     .replace("self.tired = 0\n", "self.tired = 0; self.extra = 1.0\n"))  # fmt: skip
+    path = tmp_path / "card.yaml"
+    raw = yaml.safe_load(write_card(get_task("Field-v0", module=str(field)).card))
+    extra = {"name": "extra", "unit": "", "meaning": "", "source": "env.extra"}
+    path.write_text(yaml.safe_dump(raw | {"facts": [extra]}))
+    task = get_task("Field-v0", module=str(field), card=str(path))
+    batch = task.make_batch(2, workers=2)
+    batch.reset([0, 1], [0, 1])
+    assert batch.facts().tolist() == [[1.0], [1.0]]
+    batch.step(np.array([0, 0]))
+    with pytest.raises(UltraError, match=r"'env\.extra' cannot be read") as caught:
         batch.facts()
     assert "\n" not in str(caught.value)
+    batch.close()
 
 
 @pytest.mark.parametrize(

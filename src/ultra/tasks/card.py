@@ -104,8 +104,12 @@ def load_card(path: Path) -> Card:
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UltraError(f"cannot read card {path}: {error}") from error
+    except OSError as error:
+        raise UltraError(
+            f"cannot read card {path}: {error.strerror}: `ultra card ENV_ID --out FILE` writes one"
+        ) from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UltraError(f"card {path} is no YAML: {' '.join(str(error).split())}") from error
     try:
         return Card(
             name=raw["name"],

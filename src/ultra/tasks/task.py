@@ -168,7 +168,10 @@ def get_task(name: str, **options: Any) -> Task:
         return replace(task, options={**task.options, "snapshots": task.snapshots})
     close = similar_ids(name) or difflib.get_close_matches(name.lower(), _registry, n=2, cutoff=0.4)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known tasks: {', '.join(_registry)}"
-    raise UltraError(f"unknown task {name!r}: {hint} (`ultra tasks` lists them; a Gymnasium id works too)")
+    raise UltraError(
+        f"unknown task {name!r}: {hint} (`ultra tasks` lists them; a Gymnasium id works too, "
+        "with --env-module FILE if a module of yours registers it)"
+    )
 
 
 def _known_task(name: str, options: dict[str, Any]) -> Task:
