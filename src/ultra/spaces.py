@@ -117,8 +117,8 @@ class Continuous:
     def __str__(self) -> str:
         alike = len({*self.low}) == len({*self.high}) == 1
         low, high = (
-            f"{bounds[0]:g}" if alike else f"({', '.join(f'{bound:g}' for bound in bounds)})"
-            for bounds in (self.low, self.high)
+            str(bounds[0]) if alike else f"({', '.join(map(str, bounds))})"
+            for bounds in (np.array(self.low, np.float32), np.array(self.high, np.float32))
         )
         return f"Box({self.size},) from {low} to {high}"
 
