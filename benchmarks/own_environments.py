@@ -1,6 +1,6 @@
 """Refinement from end to end on environments of every kind, with `search` and with a stand-in for a language model.
 
-    python benchmarks/own_environments.py [NAME ...] [--steps N]
+    python benchmarks/own_environments.py [NAME ...] [--steps N] [--out docs/results/own-environments.md]
 
 Budgets are tiny: this shows that every stage works, not that refinement pays. The stand-in answers on
 loopback with fixed advice; for MountainCar-v0 it gives the rule "push the way you are moving", and the
@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
+import re
 import sys
 import tempfile
+import time
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +43,7 @@ from ultra.config import (
 from ultra.errors import UltraError
 from ultra.policy import Architecture, create_policy
 from ultra.policy_files import save_policy
+from ultra.run import versions
 from ultra.spaces import Discrete
 from ultra.tasks import Task, get_task
 
@@ -61,8 +66,6 @@ def stand_in(task: Task, rules: list[tuple[str, str]]) -> Any:
     """What the stand-in answers: two states, a push of the first action, and the rules."""
 
     def behave(request: Request) -> Answer:
-        import re
-
         first = task.card.actions[-1].name
         segment: dict[str, Any] = {"action": first, "steps": 3}
         if not isinstance(task.action_space, Discrete):
@@ -84,19 +87,23 @@ def stand_in(task: Task, rules: list[tuple[str, str]]) -> Any:
     return behave
 
 
-def row(name: str, result: dict[str, Any]) -> str:
+def row(way: str, result: dict[str, Any], seconds: float) -> str:
+    """Cells of the table: what was done, and what came out."""
     returns, audit = result["return"], result["audit"] or {}
-    advice = "/".join(str(audit.get(key, "-")) for key in ("helps", "harms", "unclear", "untried"))
-    rules = "/".join(str(audit.get("rules", {}).get(key, "-")) for key in ("helps", "harms", "unclear", "untried"))
+
+    def verdicts(found: dict[str, Any]) -> str:
+        return " / ".join(str(found.get(key, 0)) for key in ("helps", "harms", "unclear", "untried"))
+
     gain = returns["gain"]
     return (
-        f"{name:<34} start {returns['start']['mean']:9.1f}  last {returns['last']['mean']:9.1f}  "
-        f"gain {gain['mean']:8.1f} [{gain['ci95'][0]:.1f}, {gain['ci95'][1]:.1f}]  advice {advice}  rules {rules}"
+        f"{way} | {returns['start']['mean']:.1f} | {returns['last']['mean']:.1f} | "
+        f"{gain['mean']:+.1f} [{gain['ci95'][0]:.1f}, {gain['ci95'][1]:.1f}] | {verdicts(audit)} | "
+        f"{verdicts(audit.get('rules', {}))} | {seconds:.0f}"
     )
 
 
-def run(name: str, folder: Path, steps: int, seed: int) -> None:
-    """Train a moment, then refine in each way."""
+def run(name: str, folder: Path, steps: int, seed: int) -> list[str]:
+    """Train a moment, then refine in each way; returns the table's rows."""
     ppo = PPOConfig(environments=8, rollout_steps=64, minibatch=128, entropy=0.01)
     env = EnvironmentConfig(kwargs=ENVIRONMENTS[name], module=str(folder / "field.py") if name == "Field-v0" else "")
     evaluate = EvaluateConfig(episodes=5)
@@ -114,17 +121,46 @@ def run(name: str, folder: Path, steps: int, seed: int) -> None:
         analyse=AnalyseConfig(states=2, horizon=40, plan_steps=8, share=0.2),
         verify=VerifyConfig(share=0.3, branches=16),
     )  # fmt: skip
-    print(f"{name}: snapshots by {task.snapshots}, {len(task.card.facts)} facts", flush=True)
-    print(row("  search", api.refine(config, folder / short / "search")), flush=True)
+    rows = []
+
+    def refine(way: str, config: RefineConfig) -> None:
+        began = time.monotonic()
+        result = api.refine(config, folder / short / way.replace(" ", "-"))
+        cells = row(way, result, time.monotonic() - began)
+        rows.append(f"| {name} | {task.snapshots} | {len(task.card.facts)} | {cells} |")
+        print(rows[-1], flush=True)
+
+    refine("search", config)
     rules = MOUNTAIN_CAR if name == "MountainCar-v0" else []
     with Server(stand_in(task, rules)) as server:
         if rules:  # these alone, tried in whole episodes
             config = replace(config, verify=VerifyConfig(share=0.5, branches=16))
         llm = LLMConfig(base_url=f"{server.url}/v1", budget=0, ledger=str(folder / "ledger.sqlite"))
-        asked = replace(config, analyst="llm:local/stand-in", llm=llm)
-        print(row("  stand-in", api.refine(asked, folder / short / "llm")), flush=True)
+        refine("stand-in", replace(config, analyst="llm:local/stand-in", llm=llm))
     if rules:
-        print(row("  plain PPO", api.refine(replace(config, method="ppo"), folder / short / "ppo")), flush=True)
+        refine("plain PPO", replace(config, method="ppo"))
+    return rows
+
+
+def page(rows: list[str], command: str, seconds: float) -> str:
+    """The table, with how it was made."""
+    known = versions() | {"minigrid": version("minigrid"), "box2d": version("Box2D")}
+    names = ("ultra-refine", "jax", "numpy", "gymnasium", "mujoco", "ale-py", "minigrid", "box2d")
+    return "\n".join(
+        [
+            "# Environments of every kind, from end to end",
+            "",
+            f"Made by `{command}` on {time.strftime('%Y-%m-%d')} in {seconds:.0f} s: one of two cores "
+            f"({platform.machine()}), Python {platform.python_version()}, "
+            f"{', '.join(f'{name} {known[name]}' for name in names)}.",
+            "",
+            "| environment | snapshots by | facts | analyst | start | last | gain [95%] | advice helps / harms / "
+            "unclear / untried | rules, likewise | s |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
 
 
 def main() -> None:
@@ -133,15 +169,20 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(ENVIRONMENTS))
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    began, rows = time.monotonic(), []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "field.py").write_text(FIELD)
         for environment in options.names:
             try:
-                run(environment, folder, options.steps, options.seed)
+                rows += run(environment, folder, options.steps, options.seed)
             except UltraError as error:
                 print(f"{environment}: {error}")
+    if options.out:
+        command = " ".join(["python", "benchmarks/own_environments.py", "--steps", str(options.steps)])
+        options.out.write_text(page(rows, command, time.monotonic() - began), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from ultra.rollout import Environments, Rollout
 from ultra.spaces import Actions, ActionSpace, Continuous, Discrete
 from ultra.tasks import Snapshot, Step, Task, get_task
 from ultra.tasks.batch import Facts, Indices, Live, Observations
-from ultra.tasks.card import skeleton_card
+from ultra.tasks.card import Fact, skeleton_card
 from ultra.verification import Recheck
 
 POLICIES = Path(ultra.__file__).parent / "policies"
@@ -568,7 +568,7 @@ class Line:
 def line_task() -> Task:
     return Task(
         name="line",
-        card=skeleton_card("line", 2, BUTTONS),
+        card=skeleton_card("line", [Fact("x0", "", ""), Fact("x1", "", "")], BUTTONS),
         observation_size=2,
         action_space=BUTTONS,
         time_limit=5,

@@ -32,7 +32,7 @@ from ultra.spaces import Actions, Discrete
 from ultra.statemask import BLIND, KEEP, BlindedBatch, importance, mask_task, train_mask
 from ultra.tasks import Snapshot, Step, Task, get_task
 from ultra.tasks.batch import Facts, Indices, Live, Observations
-from ultra.tasks.card import skeleton_card
+from ultra.tasks.card import Fact, skeleton_card
 
 POLICIES = Path(ultra.__file__).parent / "policies"
 TINY = PPOConfig(environments=2, rollout_steps=32, minibatch=32, epochs=2)
@@ -87,7 +87,7 @@ class Clockwork:
 def clockwork() -> Task:
     return Task(
         name="clockwork",
-        card=skeleton_card("clockwork", 2, BUTTONS),
+        card=skeleton_card("clockwork", [Fact("x0", "", ""), Fact("x1", "", "")], BUTTONS),
         observation_size=LIMIT + 2,
         action_space=BUTTONS,
         time_limit=LIMIT,

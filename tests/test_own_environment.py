@@ -247,7 +247,10 @@ def test_actions_of_several_parts_are_joint_actions(registry: None) -> None:
 
 # -- cards -----------------------------------------------------------------------------------------
 
-SHIPPED = ["CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Acrobot-v1", "Pendulum-v1"]
+SHIPPED = [
+    "CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Acrobot-v1", "Pendulum-v1", "FrozenLake-v1",
+    "CliffWalking-v1", "Taxi-v4", "Blackjack-v1", "ALE/Breakout-v5",
+]  # fmt: skip
 BOX2D = ["LunarLander-v3", "BipedalWalker-v3", "CarRacing-v3"]
 
 
@@ -322,7 +325,7 @@ def test_a_card_is_derived_completed_and_used(field: Path, tmp_path: Path, capsy
     own = ["--env-module", str(field), "--env-kwargs", "size=5"]
     assert cli.run(["card", "Field-v0", *own, "--out", str(path)]) == 0
     raw = yaml.safe_load(path.read_text())
-    assert len(raw["facts"]) == 6 and len(raw["actions"]) == 4  # flag (2), robot (2), tired (one of 2)
+    assert len(raw["facts"]) == 5 and len(raw["actions"]) == 4  # flag (2), robot (2), tired
     raw["facts"] = [
         {"name": "robot_x", "unit": "m", "meaning": "east is positive", "source": "env.robot[0]"},
         {"name": "gap", "unit": "m", "meaning": "distance east", "source": "env.flag[0] - env.robot[0]"},
@@ -358,11 +361,28 @@ def test_a_card_that_does_not_fit_is_one_clear_line(
     raw = yaml.safe_load(write_card(get_task("Field-v0", module=str(field)).card))
     path.write_text(yaml.safe_dump(raw | change))
     with pytest.raises(UltraError, match=says) as caught:
-        task = get_task("Field-v0", module=str(field), card=str(path))
-        batch = task.make_batch(1, workers=1)
-        batch.reset([0], [0])
+        get_task("Field-v0", module=str(field), card=str(path))
+    assert "\n" not in str(caught.value)
+    assert "card" in str(caught.value)
+
+
+def test_a_fact_that_cannot_be_read_later_is_one_clear_line_from_a_worker_too(field: Path, tmp_path: Path) -> None:
+    """For instance an attribute that is there at first, or an entry of a list that grows shorter."""
+    field.write_text(field.read_text().replace("self.tired = int(", "self.__dict__.pop('extra', 0); self.tired = int(")
+                     .replace("self.tired = 0\n", "self.tired = 0; self.extra = 1.0\n"))  # fmt: skip
+    path = tmp_path / "card.yaml"
+    raw = yaml.safe_load(write_card(get_task("Field-v0", module=str(field)).card))
+    extra = {"name": "extra", "unit": "", "meaning": "", "source": "env.extra"}
+    path.write_text(yaml.safe_dump(raw | {"facts": [extra]}))
+    task = get_task("Field-v0", module=str(field), card=str(path))
+    batch = task.make_batch(2, workers=2)
+    batch.reset([0, 1], [0, 1])
+    assert batch.facts().tolist() == [[1.0], [1.0]]
+    batch.step(np.array([0, 0]))
+    with pytest.raises(UltraError, match=r"'env\.extra' cannot be read") as caught:
         batch.facts()
     assert "\n" not in str(caught.value)
+    batch.close()
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from ultra.rollout import Environments, Rollout
 from ultra.spaces import Actions, ActionSpace, Continuous, Discrete
 from ultra.tasks import Snapshot, Step, Task, get_task
 from ultra.tasks.batch import Facts, Indices, Live, Observations
-from ultra.tasks.card import skeleton_card
+from ultra.tasks.card import Fact, skeleton_card
 
 Array = NDArray[np.float64]
 
@@ -93,7 +93,7 @@ class Treadmill:
 def treadmill(**options: Any) -> Task:
     return Task(
         name="treadmill",
-        card=skeleton_card("treadmill", 2, Discrete(2)),
+        card=skeleton_card("treadmill", [Fact("x0", "", ""), Fact("x1", "", "")], Discrete(2)),
         observation_size=2,
         action_space=Discrete(2),
         time_limit=options.get("limit", 5),

@@ -29,4 +29,6 @@ def open_policy(path: str | os.PathLike[str], statistics: str = "", *, trust_pic
         return import_policy(place, Path(statistics) if statistics else None, trust_pickle=trust_pickle)
     if statistics:
         raise PolicyError(f"--vecnormalize {statistics} is for zips of Stable-Baselines3, but {place} is none")
+    if place.suffix == ".zip" and not place.exists():
+        raise PolicyError(f"there is no file {place}: give a zip of Stable-Baselines3, or a directory of ours")
     return Imported(load_policy(place))

@@ -120,7 +120,10 @@ class Continuous:
 
     def __str__(self) -> str:
         alike = len({*self.low}) == len({*self.high}) == 1
-        low, high = (self.low[0], self.high[0]) if alike else (self.low, self.high)
+        low, high = (
+            str(bounds[0]) if alike else f"({', '.join(map(str, bounds))})"
+            for bounds in (np.array(self.low, np.float32), np.array(self.high, np.float32))
+        )
         return f"Box({self.size},) from {low} to {high}"
 
 

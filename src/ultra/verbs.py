@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ultra.arguments import (
     CardArguments,
@@ -21,6 +22,14 @@ from ultra.errors import UltraError
 from ultra.files import write_atomically
 from ultra.ledger import Ledger
 from ultra.run import Run
+
+if TYPE_CHECKING:
+    from ultra.tasks import Task
+
+LARGE_OBSERVATION = 10_000
+"""Entries of an observation from which on a smaller kind is worth a remark."""
+MOST_LINES = 60
+"""Lines of an environment's own description that go into a card."""
 
 
 def print_token_counts(run: Path, number: int) -> int:
@@ -129,15 +138,7 @@ def _card(options: CardArguments) -> int:
     from ultra.tasks.card import write_card
 
     task = get_task(options.env_id, **options.env.options())
-    how = {
-        "state": "its state, bit for bit",
-        "replay": "repeating the episode's actions (slower)",
-        "remake": "repeating the episode's actions in a new environment (slower)",
-        "none": "nothing: it does not repeat itself, so advice cannot be tried",
-    }
-    text = f"# Complete this card and give it with --card. Snapshots of {task.name} by {how[task.snapshots]}.\n"
-    text += f"# Actions: {task.action_space}; entries of an observation: {task.observation_size}; "
-    text += f"time limit: {task.time_limit} steps.\n" + write_card(task.card)
+    text = "".join(f"# {line}".rstrip() + "\n" for line in _about(task)) + write_card(task.card)
     if options.out is None:
         print(text, end="")
         return 0
@@ -146,6 +147,37 @@ def _card(options: CardArguments) -> int:
     write_atomically(options.out, text.encode())
     print(f"{options.out}: {len(task.card.facts)} facts, {len(task.card.actions)} actions")
     return 0
+
+
+def _about(task: Task) -> list[str]:
+    """What is to be known of a task beside its card; its own words where there is nothing better."""
+    from ultra.tasks.card import UNKNOWN_GOAL
+    from ultra.tasks.gymnasium import TIME_LIMIT
+
+    how = {
+        "state": "its state, bit for bit",
+        "replay": "repeating the episode's actions (slower)",
+        "remake": "repeating the episode's actions in a new environment (slower)",
+        "none": "nothing: it does not repeat itself, so advice cannot be tried",
+    }
+    own = ", given by ULTRA where the environment has none" if task.time_limit == TIME_LIMIT else ""
+    lines = [
+        f"Complete this card and give it with --card. Snapshots of {task.name} by {how[task.snapshots]}.",
+        f"Actions: {task.action_space}; entries of an observation: {task.observation_size}; "
+        f"time limit: {task.time_limit} steps{own}.",
+    ]
+    if task.note:
+        lines.append(f"{task.note[0].upper()}{task.note[1:]}.")
+    env = task.make_environment().unwrapped
+    if hasattr(env, "ale"):
+        if task.snapshots != "state":
+            lines.append("Snapshots are fast without sticky actions: --env-kwargs repeat_action_probability=0.0")
+        if task.observation_size > LARGE_OBSERVATION:
+            lines.append("Observations are screens; the console's memory is smaller: --env-kwargs obs_type=ram")
+    if task.card.goal == UNKNOWN_GOAL:
+        words = inspect.cleandoc(type(env).__doc__ or "").splitlines()[:MOST_LINES]
+        lines += ["", "The environment says of itself:", "", *words] if words else []
+    return lines
 
 
 def _export(options: ExportArguments) -> int:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
+from functools import lru_cache
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 from ultra.spaces import from_gymnasium
 from ultra.tasks.card import ActionMeaning, Card, Fact, skeleton_card
@@ -21,8 +24,8 @@ def atari_card(env_id: str, env: gymnasium.Env[Any, Any]) -> Card | None:
     base: Any = env.unwrapped
     if not hasattr(base, "ale") or not hasattr(base, "get_action_meanings"):
         return None
-    plain = skeleton_card(env_id, 0, from_gymnasium(env.action_space))
-    objects = _objects(_game(env_id))
+    plain = skeleton_card(env_id, (), from_gymnasium(env.action_space))
+    objects = _objects(_game(env_id), env)
     facts = objects or [
         Fact(f"ram{i}", "", f"byte {i} of the console's memory", 0, source=f"ram[{i}]") for i in range(_RAM)
     ]
@@ -44,6 +47,17 @@ def _game(env_id: str) -> str:
     return re.sub(r"(NoFrameskip|Deterministic)?(-ram)?(-v\d+)?$", "", env_id.rpartition("/")[2]).lower()
 
 
+def why_bytes() -> str:
+    """Why the facts of an Atari game are bytes of its memory, and not objects."""
+    if importlib.util.find_spec("ocatari") is None:
+        return "facts are bytes of the console's memory; for objects install OCAtari (docs/own-environment.md)"
+    try:
+        importlib.import_module("ocatari")
+    except ImportError as error:
+        return f"OCAtari is installed but cannot be imported ({error}): facts are bytes of the console's memory"
+    return "OCAtari reads no objects of this game: facts are bytes of the console's memory"
+
+
 def _module(game: str) -> Any:
     try:
         return importlib.import_module(f"ocatari.ram.{game}")
@@ -51,10 +65,16 @@ def _module(game: str) -> Any:
         return None
 
 
-def _objects(game: str) -> list[Fact]:
-    """Facts of a game's objects; none if OCAtari is not installed or does not know the game."""
+def _objects(game: str, env: gymnasium.Env[Any, Any]) -> list[Fact]:
+    """Facts of a game's objects; none if OCAtari is not installed, or does not know the game or fails on it."""
     module = _module(game)
-    facts = []
+    facts: list[Fact] = []
+    if module is not None:
+        env.reset(seed=0)
+        try:
+            Objects(env.unwrapped)[game]
+        except Exception:  # OCAtari's own code, which fails on some games
+            return []
     for kind, count in getattr(module, "MAX_NB_OBJECTS", {}).items():
         if count > _MOST_ALIKE:
             continue
@@ -78,13 +98,20 @@ class Objects:
 
     def __getitem__(self, game: str) -> dict[str, list[dict[str, float]]]:
         """Objects of a game: `kind` -> places, as many as there can be, -1 for those that are not there."""
-        module = _module(game)
-        if module is None:
-            raise KeyError(f"OCAtari, which reads the objects of {game!r}: pip install ocatari")
-        found = module._init_objects_ram(hud=False)
-        module._detect_objects_ram(found, self._base.ale.getRAM(), hud=False)
-        places: dict[str, list[dict[str, float]]] = {}
-        for kind, count in module.MAX_NB_OBJECTS.items():
-            own = [{"x": float(item.x), "y": float(item.y)} for item in found if type(item).__name__ == kind]
-            places[kind] = (own + [{"x": -1.0, "y": -1.0}] * count)[:count]
-        return places
+        return _places(game, self._base.ale.getRAM().tobytes())
+
+
+@lru_cache(maxsize=256)
+def _places(game: str, memory: bytes) -> dict[str, list[dict[str, float]]]:
+    """Kept for the other facts of the same state."""
+    module = _module(game)
+    if module is None:
+        raise KeyError(f"OCAtari, which reads the objects of {game!r}, is not installed: docs/own-environment.md")
+    found = module._init_objects_ram(hud=False)
+    # OCAtari computes with single bytes as NumPy 1 did, where `byte - 47` can be negative.
+    module._detect_objects_ram(found, np.frombuffer(memory, np.uint8).astype(np.int64), hud=False)
+    places: dict[str, list[dict[str, float]]] = {}
+    for kind, count in module.MAX_NB_OBJECTS.items():
+        own = [{"x": float(item.x), "y": float(item.y)} for item in found if type(item).__name__ == kind]
+        places[kind] = (own + [{"x": -1.0, "y": -1.0}] * count)[:count]
+    return places

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 from ultra.errors import UltraError
 from ultra.plans import Plan
 from ultra.spaces import ActionSpace, Continuous, Discrete
+
+UNKNOWN_GOAL = "Collect as much reward as possible."
+"""Of an environment of which only the spaces are known."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,12 @@ def load_card(path: Path) -> Card:
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UltraError(f"cannot read card {path}: {error}") from error
+    except OSError as error:
+        raise UltraError(
+            f"cannot read card {path}: {error.strerror}: `ultra card ENV_ID --out FILE` writes one"
+        ) from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UltraError(f"card {path} is no YAML: {' '.join(str(error).split())}") from error
     try:
         return Card(
             name=raw["name"],
@@ -136,15 +144,31 @@ def action_names(space: ActionSpace) -> tuple[ActionMeaning, ...]:
     )
 
 
-def skeleton_card(name: str, observation_size: int, space: ActionSpace) -> Card:
+def plain_name(text: str) -> str:
+    """A name that guards can speak of."""
+    plain = "".join(letter if letter.isalnum() else "_" for letter in text).strip("_")
+    return plain if plain[:1].isalpha() else f"j_{plain}"
+
+
+def unlike(facts: Iterable[Fact]) -> tuple[Fact, ...]:
+    """Facts with a number added to names that occur twice."""
+    seen: dict[str, int] = {}
+    result = []
+    for fact in facts:
+        seen[fact.name] = seen.get(fact.name, 0) + 1
+        result.append(fact if seen[fact.name] == 1 else replace(fact, name=f"{fact.name}_{seen[fact.name]}"))
+    return tuple(result)
+
+
+def skeleton_card(name: str, facts: Iterable[Fact], space: ActionSpace) -> Card:
     """A card for an environment of which only the spaces are known."""
     return Card(
         name=name,
         title=name,
-        goal="Collect as much reward as possible.",
+        goal=UNKNOWN_GOAL,
         termination="As the environment decides.",
         reward="As the environment gives it.",
-        facts=tuple(Fact(f"x{i}", "", f"entry {i} of the observation", 3) for i in range(observation_size)),
+        facts=tuple(facts),
         actions=action_names(space),
     )
 

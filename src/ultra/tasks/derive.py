@@ -1,7 +1,9 @@
-"""Cards derived from environments: shipped ones, MuJoCo's models, MiniGrid's views, or a skeleton."""
+"""Cards derived from environments: shipped ones, models, consoles, MiniGrid's views, or a skeleton."""
 
 from __future__ import annotations
 
+import inspect
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,15 @@ import numpy as np
 from ultra.errors import UltraError
 from ultra.spaces import ActionSpace, from_gymnasium
 from ultra.tasks.atari_objects import atari_card
-from ultra.tasks.card import ActionMeaning, Card, Fact, load_card, skeleton_card
+from ultra.tasks.card import ActionMeaning, Card, Fact, load_card, plain_name, skeleton_card, unlike
+from ultra.tasks.mujoco_card import mujoco_card
 from ultra.tasks.sources import compile_source
 
 Env = gymnasium.Env[Any, Any]
 _CARDS = Path(__file__).parent / "cards"
 _MOST_ENTRIES = 400
 """Entries of an observation that a skeleton lists; a picture's are left out."""
-_LONGEST_TITLE = 80
+_LONGEST_TITLE = 160
 
 
 def derive_card(env_id: str, env: Env) -> Card:
@@ -34,22 +37,23 @@ def derive_card(env_id: str, env: Env) -> Card:
     shipped = _CARDS / f"{env_id.rpartition(':')[2].replace('/', '-')}.yaml"
     candidates = [
         load_card(shipped) if shipped.is_file() else None,
-        _mujoco_card(env_id, env),
+        mujoco_card(env_id, env),
         atari_card(env_id, env),
         _minigrid_card(env_id, env),
     ]
     for card in candidates:
         if card is not None and _fits(card, size, space):
             return card
-    skeleton = skeleton_card(env_id, min(size, _MOST_ENTRIES), space)
-    facts = _with_ranges(_named(skeleton.facts, _dict_of(env)), env.observation_space)
-    return replace(skeleton, facts=facts, title=_title(env_id, env))
+    facts = unlike(_entries(_observed(env), "", 0)[:_MOST_ENTRIES])
+    return replace(skeleton_card(env_id, facts, space), title=_title(env_id, env))
 
 
 def _title(env_id: str, env: Env) -> str:
-    lines = [line.strip() for line in (type(env.unwrapped).__doc__ or "").splitlines()]
-    first = next((line.strip(".") for line in lines if line and not line.startswith("#")), "")
-    return f"{env_id}: {first}" if 0 < len(first) <= _LONGEST_TITLE else env_id
+    """The id with the first sentence that the environment says about itself, if it is short enough."""
+    paragraphs = re.split(r"\n\s*\n|\n\s*#", inspect.cleandoc(type(env.unwrapped).__doc__ or ""))
+    first = next((" ".join(text.split()) for text in paragraphs if text.strip() and not text.startswith("#")), "")
+    sentence = first.split(". ")[0].rstrip(".")
+    return f"{env_id}: {sentence}" if 0 < len(sentence) <= _LONGEST_TITLE else env_id
 
 
 def _fits(card: Card, size: int, space: ActionSpace) -> bool:
@@ -61,118 +65,60 @@ def _fits(card: Card, size: int, space: ActionSpace) -> bool:
     return len(card.actions) == space.size
 
 
-def _dict_of(env: Env) -> gymnasium.spaces.Dict | None:
-    """The Dict that the flattened observation was made of, or None."""
+# -- skeletons -------------------------------------------------------------------------------------
+
+
+def _observed(env: Env) -> gymnasium.Space[Any]:
+    """The space that the flattened observation was made of."""
     layer: Any = env
     while isinstance(layer, gymnasium.Wrapper):
+        if isinstance(layer, gymnasium.wrappers.FlattenObservation):
+            return layer.env.observation_space
         layer = layer.env
-        if isinstance(layer.observation_space, gymnasium.spaces.Dict):
-            return layer.observation_space
-    return None
+    return env.observation_space
 
 
-def _named(facts: tuple[Fact, ...], parts: gymnasium.spaces.Dict | None) -> tuple[Fact, ...]:
-    """Facts of a skeleton named after the parts of a Dict observation."""
-    if parts is None:
-        return facts
-    names: list[tuple[str, str]] = []
-    for key, part in parts.spaces.items():
-        width, name = gymnasium.spaces.flatdim(part), _name(str(key))
-        if isinstance(part, gymnasium.spaces.Discrete):
-            names += [(f"{name}_is_{part.start + i}", f"1 if {key} is {part.start + i}") for i in range(width)]
-        else:
-            ends = [""] if width == 1 else [f"_{i}" for i in range(width)]
-            names += [(f"{name}{end}", f"{key}, entry {i}") for i, end in enumerate(ends)]
-    named = (replace(fact, name=name, meaning=text) for fact, (name, text) in zip(facts, names, strict=False))
-    return _unlike(tuple(named))
+def _entries(space: gymnasium.Space[Any], name: str, start: int) -> list[Fact]:
+    """Facts of a part of an observation whose flattened entries begin at `start`.
+
+    What can have one of several values is one fact, not as many as it has values.
+    """
+    width = gymnasium.spaces.flatdim(space)
+    match space:
+        case gymnasium.spaces.Dict() | gymnasium.spaces.Tuple():
+            parts = space.spaces.items() if isinstance(space, gymnasium.spaces.Dict) else enumerate(space.spaces)
+            facts = []
+            for key, part in parts:
+                own = plain_name(str(key)) if isinstance(key, str) else f"part{key}"
+                facts += _entries(part, f"{name}_{own}" if name else own, start)
+                start += gymnasium.spaces.flatdim(part)
+            return facts
+        case gymnasium.spaces.Discrete():
+            return [_choice(name or "state", start, width, int(space.start))]
+        case gymnasium.spaces.MultiDiscrete() if space.nvec.ndim == 1:
+            facts = []
+            for k, choices in enumerate(space.nvec.tolist()):
+                facts.append(_choice(f"{name or 'x'}{'_' if name else ''}{k}", start, choices, int(space.start[k])))
+                start += choices
+            return facts
+    low, high = (np.ravel(bound) for bound in (space.low, space.high)) if isinstance(space, gymnasium.spaces.Box) else (
+        np.zeros(width), np.ones(width)
+    )  # fmt: skip
+    return [_number(name, k, width, start + k, float(low[k]), float(high[k])) for k in range(min(width, _MOST_ENTRIES))]
 
 
-def _with_ranges(facts: tuple[Fact, ...], space: gymnasium.Space[Any]) -> tuple[Fact, ...]:
-    """Facts of a skeleton with the bounds of their entries, where there are any."""
-    if not isinstance(space, gymnasium.spaces.Box):
-        return facts
-    described = []
-    for place, fact in enumerate(facts):
-        low, high = float(space.low[place]), float(space.high[place])
-        known = np.isfinite([low, high]).all() and max(abs(low), abs(high)) < 1e9
-        meaning = f"{fact.meaning}, from {low:g} to {high:g}" if known else fact.meaning
-        described.append(replace(fact, meaning=meaning))
-    return tuple(described)
+def _choice(name: str, start: int, choices: int, first: int) -> Fact:
+    source = f"argmax(obs[{start}:{start + choices}])" + (f" + {first}" if first else "")
+    return Fact(name, "", f"one of {choices}, from {first} to {first + choices - 1}", 0, source=source)
 
 
-# -- MuJoCo ----------------------------------------------------------------------------------------
-
-_FREE = ("x", "y", "z", "qw", "qx", "qy", "qz")
-_FREE_VELOCITIES = ("x_velocity", "y_velocity", "z_velocity", "roll_velocity", "pitch_velocity", "yaw_velocity")
-
-
-def _mujoco_card(env_id: str, env: Env) -> Card | None:
-    """Joints, actuators and bodies of a MuJoCo model, by name, with units and ranges."""
-    base: Any = env.unwrapped
-    model: Any = getattr(base, "model", None)
-    if type(model).__name__ != "MjModel":
-        return None
-    import mujoco
-
-    facts: list[Fact] = []
-    velocities: list[Fact] = []
-    for number in range(model.njnt):
-        joint = model.joint(number)
-        body = model.body(int(model.jnt_bodyid[number])).name or "body"
-        name = _name(joint.name or f"{body}_joint")
-        place, speed = int(model.jnt_qposadr[number]), int(model.jnt_dofadr[number])
-        kind = mujoco.mjtJoint(int(model.jnt_type[number]))
-        limits = f", from {joint.range[0]:g} to {joint.range[1]:g}" if model.jnt_limited[number] else ""
-        if kind in (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE):
-            turn = kind == mujoco.mjtJoint.mjJNT_HINGE
-            unit, what = ("rad", "angle") if turn else ("m", "position")
-            facts.append(_fact(name, unit, f"{what} of joint {name} of the {body}{limits}", f"qpos[{place}]"))
-            meaning = f"speed of joint {name}"
-            velocities.append(_fact(f"{name}_velocity", f"{unit}/s", meaning, f"qvel[{speed}]"))
-            continue
-        free = kind == mujoco.mjtJoint.mjJNT_FREE
-        names, rates = (_FREE, _FREE_VELOCITIES) if free else (_FREE[3:], _FREE_VELOCITIES[3:])
-        for k, axis in enumerate(names):
-            unit = "m" if axis in "xyz" else ""
-            meaning = f"position of the {body} along {axis}" if unit else f"part {axis[1]} of the {body}'s orientation"
-            facts.append(_fact(f"{name}_{axis}", unit, meaning, f"qpos[{place + k}]", match=axis not in ("x", "y")))
-        for k, axis in enumerate(rates):
-            unit = "m/s" if axis[0] in "xyz" and axis[1] == "_" else "rad/s"
-            velocities.append(_fact(f"{name}_{axis}", unit, f"{axis} of the {body}", f"qvel[{speed + k}]"))
-    actions = [_actuator(model, number) for number in range(model.nu)]
-    plain = skeleton_card(env_id, 0, from_gymnasium(env.action_space))
-    title = _title(env_id, env)
-    return replace(plain, title=title, facts=_unlike((*facts, *velocities)), actions=tuple(actions))
-
-
-def _fact(name: str, unit: str, meaning: str, source: str, *, match: bool = True) -> Fact:
-    return Fact(name, unit, meaning, match=match, source=source)
-
-
-def _actuator(model: Any, number: int) -> ActionMeaning:
-    actuator = model.actuator(number)
-    joint = int(model.actuator_trnid[number, 0])
-    target = _name(model.joint(joint).name or f"joint{joint}")
-    name = _name(actuator.name or f"{target}_motor")
-    low, high = (float(x) for x in model.actuator_ctrlrange[number])
-    gear = float(model.actuator_gear[number, 0])
-    return ActionMeaning(name, f"control of joint {target}, from {low:g} to {high:g}, gear {gear:g}")
-
-
-def _name(text: str) -> str:
-    """A name that guards can speak of."""
-    plain = "".join(letter if letter.isalnum() else "_" for letter in text).strip("_")
-    return plain if plain[:1].isalpha() else f"j_{plain}"
-
-
-def _unlike(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
-    """Facts with a number added to names that occur twice."""
-    seen: dict[str, int] = {}
-    result = []
-    for fact in facts:
-        seen[fact.name] = seen.get(fact.name, 0) + 1
-        result.append(fact if seen[fact.name] == 1 else replace(fact, name=f"{fact.name}_{seen[fact.name]}"))
-    return tuple(result)
+def _number(name: str, entry: int, width: int, place: int, low: float, high: float) -> Fact:
+    known = np.isfinite([low, high]).all() and max(abs(low), abs(high)) < 1e9
+    meaning = (f"{name}, entry {entry}" if name else f"entry {place} of the observation") + (
+        f", from {low:g} to {high:g}" if known else ""
+    )
+    own = (name if width == 1 else f"{name}_{entry}") if name else f"x{place}"
+    return Fact(own, "", meaning, 3, source=f"obs[{place}]")
 
 
 # -- MiniGrid --------------------------------------------------------------------------------------
@@ -217,8 +163,10 @@ def _minigrid_card(env_id: str, env: Env) -> Card | None:
     return Card(
         name=env_id,
         title=_title(env_id, env),
-        goal=f"Fulfil the mission in as few steps as possible. {getattr(base, 'mission', '').capitalize()}".strip(),
-        termination="The episode ends when the mission is fulfilled or has failed; then it is cut off at the limit.",
+        goal=f"Fulfil the mission in as few steps as possible. {getattr(base, 'mission', '').capitalize()}".strip(". ")
+        + ".",
+        termination="The episode ends when the mission is fulfilled or has failed; "
+        f"after {base.max_steps} steps it is cut off.",
         reward="0 until the mission is fulfilled, then 1 - 0.9 times the share of the allowed steps that were taken.",
         facts=tuple(facts),
         actions=tuple(ActionMeaning(name, meaning) for name, meaning in _MOVES),
@@ -227,8 +175,8 @@ def _minigrid_card(env_id: str, env: Env) -> Card | None:
 
 def _offset_of(env: Env, key: str) -> int | None:
     """Where a part of a Dict observation begins in the flattened one."""
-    parts = _dict_of(env)
-    if parts is None or key not in parts.spaces:
+    parts = _observed(env)
+    if not isinstance(parts, gymnasium.spaces.Dict) or key not in parts.spaces:
         return None
     offset = 0
     for name, part in parts.spaces.items():

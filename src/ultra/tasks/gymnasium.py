@@ -8,6 +8,7 @@ and slow for late states.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import struct
 import sys
@@ -71,6 +72,13 @@ def is_registered(env_id: str) -> bool:
             with contextlib.suppress(ImportError):  # then the id is unknown
                 importlib.import_module(home)
     return name in gymnasium.registry
+
+
+def similar_ids(name: str) -> list[str]:
+    """Registered ids that may be meant by an unknown one: its other versions, or one that is written nearly so."""
+    stem = name.rpartition("-v")[0] or name
+    versions = [known for known in gymnasium.registry if known.rpartition("-v")[0].lower() == stem.lower()]
+    return versions[-1:] or difflib.get_close_matches(name, gymnasium.registry, n=2, cutoff=0.8)
 
 
 def make_environment(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gymnasium.Env[Any, Any]:

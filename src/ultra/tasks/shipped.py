@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
+import numpy as np
 import yaml
 
 from ultra.errors import UltraError
 from ultra.spaces import ActionSpace, Continuous, Discrete, from_gymnasium
+from ultra.tasks.atari_objects import why_bytes
 from ultra.tasks.card import Card, load_card, shipped_card
 from ultra.tasks.derive import derive_card
-from ultra.tasks.sources import Reader, compile_source
+from ultra.tasks.sources import Reader, SourceError, compile_source
 from ultra.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -161,9 +163,12 @@ def gymnasium_task(
             raise UltraError(f"{env_id}: observations of shape {shape} cannot be flattened to one dimension")
         found = load_card(Path(card)) if card else derive_card(env_id, env)
         atari = hasattr(env.unwrapped, "ale")
+        bytes_alone = atari and bool(found.facts) and found.facts[0].source == "ram[0]"
     assert limit is not None  # `make_environment` sets one
     means = snapshots or choose_snapshots(make, space)
     readers = fact_readers(found, shape[0], space)
+    if card and snapshots is None:  # in worker processes it has been done
+        check_facts(make, found, readers, card)
     return Task(
         name=env_id,
         card=found,
@@ -178,7 +183,23 @@ def gymnasium_task(
         snapshot_every=4 if means == "state" else 16,
         sampled_evaluation=atari,
         snapshots=means,
+        note=why_bytes() if bytes_alone and not card else "",
     )
+
+
+def check_facts(make: Callable[[], gymnasium.Env[Any, Any]], card: Card, readers: Sequence[Reader], file: str) -> None:
+    """Read every fact of a user's card once, so that a mistake shows at once and not in the middle of a run.
+
+    Raises:
+        UltraError: naming the card and the fact that cannot be read.
+    """
+    with closing(make()) as env:
+        observation, _ = env.reset(seed=0)
+        for fact, reader in zip(card.facts, readers, strict=bool(readers)):
+            try:
+                reader([env], np.asarray(observation, np.float32)[None])
+            except SourceError as error:
+                raise UltraError(f"card {file}: fact {fact.name!r}: {error}") from error
 
 
 def parse_arguments(items: Sequence[str]) -> dict[str, Any]:
@@ -212,4 +233,10 @@ def fact_readers(card: Card, observation_size: int, space: ActionSpace) -> list[
     sources = [fact.source or f"obs[{place}]" for place, fact in enumerate(card.facts)]
     if sources == [f"obs[{place}]" for place in range(observation_size)]:
         return []
-    return [compile_source(source, observation_size) for source in sources]
+    readers = []
+    for fact, source in zip(card.facts, sources, strict=True):
+        try:
+            readers.append(compile_source(source, observation_size))
+        except SourceError as error:
+            raise UltraError(f"card {card.name!r}: fact {fact.name!r}: {error}") from error
+    return readers

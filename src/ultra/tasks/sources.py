@@ -1,7 +1,8 @@
 """Where a card's facts come from: arithmetic over observations, attributes and simulator state.
 
     obs[3]                      an entry of the flattened observation
-    atan2(obs[1], obs[0])       arithmetic: + - * /, abs, sign, sqrt, sin, cos, atan2, min, max
+    argmax(obs[0:16])           which of some entries is largest: the value of a Discrete part
+    atan2(obs[1], obs[0])       arithmetic: + - * /, abs, sign, sqrt, floor, sin, cos, atan2, min, max
     env.agent_pos[0]            an attribute of the environment, by names and numbers (no calls)
     qpos[2], qvel[2], xpos[1][2]   arrays of MuJoCo's data
     ram[99]                     a byte of an Atari console
@@ -34,8 +35,8 @@ _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Div: np.divide,
 }
 _FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
-    "abs": (1, np.abs), "sign": (1, np.sign), "sqrt": (1, np.sqrt), "sin": (1, np.sin), "cos": (1, np.cos),
-    "atan2": (2, np.arctan2), "min": (2, np.minimum), "max": (2, np.maximum),
+    "abs": (1, np.abs), "sign": (1, np.sign), "sqrt": (1, np.sqrt), "floor": (1, np.floor),
+    "sin": (1, np.sin), "cos": (1, np.cos), "atan2": (2, np.arctan2), "min": (2, np.minimum), "max": (2, np.maximum),
 }  # fmt: skip
 _ROOTS: dict[str, Callable[[Any], Any]] = {
     "env": lambda base: base,
@@ -75,12 +76,8 @@ def _compile(node: ast.expr, text: str, size: int) -> Reader:
             first, second = _compile(left, text, size), _compile(right, text, size)
             combine = _OPERATORS[type(operator)]
             return lambda envs, observations: combine(first(envs, observations), second(envs, observations))
-        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
-            count, function = _FUNCTIONS[name]
-            if len(args) != count:
-                raise SourceError(f"source {text!r}: {name} takes {count} values, not {len(args)}")
-            parts = [_compile(arg, text, size) for arg in args]
-            return lambda envs, observations: function(*(part(envs, observations) for part in parts))
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS or name == "argmax":
+            return _function(name, args, text, size)
         case ast.Subscript(value=ast.Name(id="obs"), slice=ast.Constant(value=int() as entry)):
             if not 0 <= entry < size:
                 raise SourceError(f"source {text!r}: the observation has entries 0 to {size - 1}")
@@ -89,8 +86,31 @@ def _compile(node: ast.expr, text: str, size: int) -> Reader:
             return _path(node, text)
     raise SourceError(
         f"source {text!r}: {ast.unparse(node)!r} is not known; known are obs[i], {', '.join(_ROOTS)}, numbers, "
-        f"+ - * / and {', '.join(_FUNCTIONS)}"
+        f"+ - * /, argmax(obs[a:b]) and {', '.join(_FUNCTIONS)}"
     )
+
+
+def _function(name: str, args: list[ast.expr], text: str, size: int) -> Reader:
+    if name == "argmax":
+        return _largest(args, text, size)
+    count, function = _FUNCTIONS[name]
+    if len(args) != count:
+        raise SourceError(f"source {text!r}: {name} takes {count} values, not {len(args)}")
+    parts = [_compile(arg, text, size) for arg in args]
+    return lambda envs, observations: function(*(part(envs, observations) for part in parts))
+
+
+def _largest(args: list[ast.expr], text: str, size: int) -> Reader:
+    """Which of the entries `obs[a:b]` is the largest, from 0."""
+    match args:
+        case [
+            ast.Subscript(
+                value=ast.Name(id="obs"),
+                slice=ast.Slice(lower=ast.Constant(value=int() as a), upper=ast.Constant(value=int() as b), step=None),
+            )
+        ] if 0 <= a < b <= size:
+            return lambda envs, observations: observations[:, a:b].argmax(axis=1).astype(np.float64)
+    raise SourceError(f"source {text!r}: argmax takes entries of the observation, as obs[0:{size}]")
 
 
 def _path(node: ast.expr, text: str) -> Reader:

@@ -158,7 +158,7 @@ def get_task(name: str, **options: Any) -> Task:
     """
     if name in _registry:
         return _known_task(name, options)
-    from ultra.tasks.gymnasium import import_module, is_registered
+    from ultra.tasks.gymnasium import import_module, is_registered, similar_ids
 
     if options.get("module"):
         import_module(options["module"], name)
@@ -166,9 +166,12 @@ def get_task(name: str, **options: Any) -> Task:
         task = make_task("ultra.tasks.shipped:gymnasium_task", {"env_id": name, **options})
         # What was found out about snapshots need not be found out again in every worker.
         return replace(task, options={**task.options, "snapshots": task.snapshots})
-    close = difflib.get_close_matches(name.lower(), _registry, n=2, cutoff=0.4)
+    close = similar_ids(name) or difflib.get_close_matches(name.lower(), _registry, n=2, cutoff=0.4)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known tasks: {', '.join(_registry)}"
-    raise UltraError(f"unknown task {name!r}: {hint} (`ultra tasks` lists them; a Gymnasium id works too)")
+    raise UltraError(
+        f"unknown task {name!r}: {hint} (`ultra tasks` lists them; a Gymnasium id works too, "
+        "with --env-module FILE if a module of yours registers it)"
+    )
 
 
 def _known_task(name: str, options: dict[str, Any]) -> Task:

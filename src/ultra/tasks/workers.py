@@ -108,7 +108,7 @@ class WorkerBatch:
         workers: processes.
 
     Raises:
-        UltraError: if workers cannot make the task.
+        UltraError: if workers cannot make the task, or meet what the user must mend.
         WorkerError: when a worker fails; the message holds its traceback.
     """
 
@@ -171,6 +171,8 @@ class WorkerBatch:
                 f"worker processes cannot make the task: {value}; what a script registers must lie in a module that "
                 "they can import (a Gymnasium id as `module:id`), or use one worker (--workers 1)"
             )
+        if kind == "wrong":
+            raise UltraError(value)
         if kind == "error":
             raise WorkerError(f"environment worker {worker} failed:\n{value}")
         return value
@@ -302,6 +304,8 @@ def _work() -> None:
         batch.close()
     except BrokenPipeError:
         pass  # the parent has gone
+    except UltraError as error:  # the user's to mend, as in the parent
+        _send(answers, ("wrong", str(error)))
     except Exception:
         _send(answers, ("error", traceback.format_exc()))
 
