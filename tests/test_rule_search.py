@@ -6,16 +6,22 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.short_tasks import registered
 
 import ultra
 from ultra.advice import Rule, load_advice, load_rules
+from ultra.analysts.base import Case
+from ultra.analysts.rule_ideas import Idea, ideas
+from ultra.budget import StepBudget
+from ultra.collection import collect
 from ultra.config import AnalyseConfig, CollectConfig, EvaluateConfig, RefineConfig, VerifyConfig
 from ultra.expression import parse
 from ultra.pipeline import Refinement
+from ultra.policy_files import load_policy
 from ultra.progress import Reporter
-from ultra.tasks import Task, shipped
+from ultra.tasks import Task, get_task, shipped
 
 CONFIG = RefineConfig(
     task="short-hopper",
@@ -49,28 +55,28 @@ def verified(config: RefineConfig, path: Path) -> tuple[list[Rule], Refinement]:
 
 def test_an_adversary_praises_rules_that_harm_and_is_found_out(tmp_path: Path) -> None:
     rules, refinement = verified(replace(CONFIG, analyst="worst"), tmp_path / "run")
-    assert 1 <= len(rules) <= 2
+    assert 1 <= len({rule.group for rule in rules}) <= 2
     assert "harms" in {rule.verdict for rule in rules}
     for rule in rules:
         assert rule.source == "worst"
         assert rule.reward > 0
-        assert rule.verdict != "helps"
-        assert rule.together is None
+        # Half of a harmful rule may be good: nothing is used that was not found to help as it is.
+        assert rule.together is None or rule.together.low > 0
     spent = refinement.budget.spent
     # Beyond the allowance come only the steps that bring back critical states.
     assert spent["analyse"] <= CONFIG.analyse.share * CONFIG.steps + CONFIG.analyse.states * 4 * 16
     assert spent["verify"] <= CONFIG.verify.share * CONFIG.steps
 
 
-def test_a_rule_of_search_is_one_threshold_and_one_small_change(tmp_path: Path) -> None:
+def test_rules_of_search_are_one_threshold_and_one_small_change(tmp_path: Path) -> None:
     rules, refinement = verified(CONFIG, tmp_path / "run")
     names = refinement.task.card.fact_names
-    assert len(rules) <= 1
+    assert len({rule.group for rule in rules}) == 1
+    assert len({fact for rule in rules for fact in parse(rule.guard, names).facts}) <= 1
     for rule in rules:
         assert rule.reward == 0
         assert rule.plan is not None
         assert rule.plan.relative
-        assert len(parse(rule.guard, names).facts) == 1
         assert len(rule.plan.expand()[0].nonzero()[0]) == 1
     again, _ = verified(CONFIG, tmp_path / "again")
     assert again == rules
@@ -81,3 +87,47 @@ def test_without_a_share_for_rules_there_are_none(tmp_path: Path) -> None:
     rules, _ = verified(config, tmp_path / "run")
     assert rules == []
     assert load_advice(tmp_path / "run" / "round-1" / "verified.jsonl") is not None
+
+
+@pytest.fixture(scope="module")
+def pong() -> Iterator[tuple[Case, list[Idea]]]:
+    """A case of the shipped Pong policy, and what is tried there."""
+    task, policy = get_task("pong"), load_policy(Path(ultra.__file__).parent / "policies" / "pong")
+    batch = task.make_batch(4, 1)
+    episodes = collect(task, policy, [1, 2, 3], 0.99, longest=400, workers=1)
+    case = Case(
+        task=task,
+        policy=policy,
+        episodes=episodes,
+        config=AnalyseConfig(),
+        gamma=0.99,
+        batch=batch,
+        replay=batch,
+        budget=StepBudget(10_000),
+        allowance=0,
+        rng=np.random.default_rng(0),
+    )
+    yield case, list(ideas(case, case.task.card.matched, 2_000))
+    batch.close()
+
+
+def test_in_pong_the_paddle_is_steered_toward_the_ball_by_what_was_measured(pong: tuple[Case, list[Idea]]) -> None:
+    case, found = pong
+    assert 0 < case.budget.spent["analyse"] <= 2_000
+    assert len({idea.parts for idea in found}) == len(found)
+    steering = [dict(idea.parts) for idea in found if any("ball_dx > 0" in guard for guard in idea.guards)]
+    toward = [rules for rules in steering if all("ball_y - paddle_y" in guard for guard in rules)]
+    assert toward
+    actions = {action.name: number for number, action in enumerate(case.task.card.actions)}
+    for rules in toward:
+        for guard, plan in rules.items():
+            wanted = "STAY" if "abs" in guard else "DOWN" if ">" in guard.split(" and ")[1] else "UP"
+            assert plan.expand().tolist() == [actions[wanted]]
+
+
+def test_guards_of_one_idea_exclude_each_other(pong: tuple[Case, list[Idea]]) -> None:
+    case, found = pong
+    facts = np.concatenate([episode.facts for episode in case.episodes])
+    for idea in found:
+        held = [habit.guard.evaluate(facts) for habit in idea.habits(case.task.card.fact_names)]
+        assert np.sum(held, axis=0).max() <= 1

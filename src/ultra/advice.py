@@ -19,6 +19,8 @@ from ultra.tasks.batch import Snapshot
 Verdict = Literal["helps", "harms", "unclear"]
 Record = TypeVar("Record")
 
+ADOPTED = "adopted.jsonl"
+"""In the finishing round's folder: the rules that became part of the policy."""
 RULES = "rules.jsonl"
 """Analysts leave their rules in the round's folder under this name."""
 
@@ -144,9 +146,11 @@ class Rule(Tried):
     source: str
     """Who gave it."""
     verification: Verification | None = None
-    """What was found of the rule alone."""
+    """What was found of the rule alone, or else of its group."""
     together: Verification | None = None
     """What was found of the chosen set to which it belongs; None if it belongs to none. Only these are executed."""
+    group: str = ""
+    """Rules of one group were given as one and are tried as one; "" for a rule that stands alone."""
 
     def __post_init__(self) -> None:
         if not -1 <= self.reward <= 1:

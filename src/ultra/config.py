@@ -110,7 +110,7 @@ class AnalyseConfig:
         _check(self.states >= 1, "states", self.states, "at least 1")
         _check(0 < self.share < 1, "share", self.share, "between 0 and 1")
         _check(0 < self.compared <= 1, "compared", self.compared, "above 0 and at most 1")
-        _check(0 <= self.rules < 1, "rules", self.rules, "in [0, 1)")
+        _check(0 <= self.rules <= 1, "rules", self.rules, "between 0 and 1")
         _check(self.candidates >= 2, "candidates", self.candidates, "at least 2")
         _check(1 <= self.plan_steps <= 16, "plan_steps", self.plan_steps, "between 1 and 16")
         _check(self.horizon > self.plan_steps, "horizon", self.horizon, f"longer than a plan ({self.plan_steps})")
@@ -172,14 +172,14 @@ class VerifyConfig:
     """Stage 3: every advice is tried in the simulator before it is trained on."""
 
     share: Annotated[float, arg(aliases=["--verify-budget"])] = 0.1
-    """Share of the step budget for verification."""
+    """Share of the step budget for verification, over all rounds."""
     branches: int = 64
     """Most paired branches for one advice."""
     confidence: float = 0.95
     """Confidence of the interval on which the verdict rests."""
     control: bool = False
     """Also try a random plan at every state, for the audit; it takes a third of the verification's budget."""
-    recheck: float = 0.02
+    recheck: float = 0.01
     """Share of the step budget for trying the advice that is used most again, while training goes on."""
 
     def __post_init__(self) -> None:
@@ -212,7 +212,7 @@ class GuidanceConfig:
     """Strength of all modulation at the start; 0 is plain PPO."""
     lam: Annotated[float, arg(name="lambda", aliases=["--lambda"])] = 1.0
     """Lambda of equation 2: scale of the implicit reward."""
-    imitation: float = 0.1
+    imitation: float = 1.0
     """Weight of the imitation of verified advice (corrected estimator)."""
     anneal_until: float = 0.6
     """Share of training after which modulation has fallen to zero."""
@@ -352,6 +352,9 @@ class RefineConfig:
     """Seed of everything random."""
     rounds: int = 1
     """How often to collect, analyse and train, dividing the budget evenly."""
+    finish: float | None = None
+    """Share of the step budget for a finishing round: rules are sought for the trained policy, and those that
+    verifiably help become part of its network. By default 0.2 for `search`, if the network takes rules; else 0."""
     sticky: float = 0.0
     """Probability that an Atari console repeats the previous action."""
     threshold: float = 0.0
@@ -375,12 +378,25 @@ class RefineConfig:
         _check(self.method in METHODS, "method", self.method, f"one of {', '.join(METHODS)}")
         _check(self.steps >= 1, "steps", self.steps, "at least 1")
         _check(self.rounds >= 1, "rounds", self.rounds, "at least 1")
+        _check(self.finish is None or 0 <= self.finish < 1, "finish", self.finish, "in [0, 1)")
         _check(0 <= self.sticky < 1, "sticky", self.sticky, "in [0, 1)")
 
     @property
+    def finishing(self) -> float:
+        """Share of the budget for the finishing round, which changes what the policy does; 0 if there is none."""
+        if self.method not in ("ultra-a", "ultra-ra") or self.guidance.trust != "helps" or not self.guidance.strength:
+            return 0.0
+        return (0.2 if self.analyst == "search" else 0.0) if self.finish is None else self.finish
+
+    @property
+    def last_round(self) -> int:
+        """Number of the last round, the finishing one included."""
+        return self.rounds + (self.finishing > 0)
+
+    @property
     def round_steps(self) -> int:
-        """Each round's part of the budget."""
-        return self.steps // self.rounds
+        """Each training round's part of the budget."""
+        return int((1 - self.finishing) * self.steps) // self.rounds
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def _variants(task: Task) -> list[tuple[str, int, Change]]:
     for steps in HOLDS:
         if isinstance(space, Discrete):
             for number in range(space.n):
-                if number != _neutral(task):
+                if number != neutral_action(task):
                     result.append((card.actions[number].name, steps, _replace(number)))
             continue
         half = (np.array(space.high, np.float32) - np.array(space.low, np.float32)) / 2
@@ -137,7 +137,7 @@ def _variants(task: Task) -> list[tuple[str, int, Change]]:
     return result
 
 
-def _neutral(task: Task) -> int | None:
+def neutral_action(task: Task) -> int | None:
     """The action that does nothing, or None."""
     if isinstance(task.action_space, Continuous):
         return None
@@ -159,7 +159,7 @@ class _Bench:
     def __init__(self, task: Task, policy: Policy, batch: Batch, starts: list[Snapshot]) -> None:
         self._policy, self._batch, self._starts = policy, batch, starts
         self._space = task.action_space
-        self._neutral = _neutral(task)
+        self._neutral = neutral_action(task)
         self._quiet = np.zeros((len(starts), self._space.size), np.float32)
         self.cost = 0
         if self._neutral is not None:

@@ -27,6 +27,7 @@ from ultra.config import RefineConfig, takes_advice
 from ultra.errors import UltraError
 from ultra.evaluation import evaluate, evaluation_seeds
 from ultra.files import write_json
+from ultra.graft import GraftError, check_takes_rules
 from ultra.guidance.base import Guidance, NoGuidance
 from ultra.guidance.methods import STAGES as METHOD_STAGES
 from ultra.guidance.methods import STARTS, allowance_of, analysis_of, analyst_of, baseline, check_budget
@@ -35,7 +36,7 @@ from ultra.policy import Policy, check_fits
 from ultra.policy_files import load_policy, save_policy
 from ultra.ppo import train
 from ultra.progress import Reporter, TrainingLog
-from ultra.round_advice import RoundAdvice, audit_of_run
+from ultra.round_advice import RoundAdvice, audit_of_run, verification_left
 from ultra.run import STAGES, Run, versions
 from ultra.starting import Start, load_start, measure_start
 from ultra.statistics import difference_interval
@@ -50,6 +51,8 @@ SINGLE_BRANCHES = 16
 """The same where each is an object of its own: more take long to make and step no faster."""
 EPISODES_TOGETHER = 256
 """Episodes that are collected before they are written, so that memory does not grow with their number."""
+FINISHING_EPISODES = 4
+"""Episodes of the trained policy in the finishing round: they show where its facts lie."""
 
 
 class Refinement:
@@ -77,8 +80,9 @@ class Refinement:
             found = open_policy(config.policy, config.vecnormalize, trust_pickle=config.trust_pickle)
             check_fits(found.policy, task.name, task.observation_size, task.action_space)
             check_snapshots(task, config.method)
+            config, notes = decided(config, found.policy)
             run = Run.start(path, "refine", config)
-            for line in (*found.notes, *(f"warning: {warning}" for warning in found.warnings)):
+            for line in (*found.notes, *notes, *(f"warning: {warning}" for warning in found.warnings)):
                 reporter.say(line)
             if task.snapshots in ("replay", "remake"):
                 reporter.say(f"{task.name} cannot be saved: its states are brought back by replaying actions (slower)")
@@ -98,7 +102,7 @@ class Refinement:
         if self.task.note:
             self.reporter.say(f"task      {self.task.name}: {self.task.note}")
         self.measure_start()
-        for number in range(1, self.config.rounds + 1):
+        for number in range(1, self.config.last_round + 1):
             for stage in METHOD_STAGES[self.config.method]:
                 self.run_stage(stage, number)
         return self.evaluate()
@@ -156,8 +160,10 @@ class Refinement:
 
     def _collect(self, number: int) -> None:
         settings, policy, gamma = self.config.collect, self._policy(number), self.config.ppo.gamma
-        allowance = int(settings.share * self.config.round_steps)
-        longest = max(1, allowance // settings.episodes)
+        finishing = number > self.config.rounds
+        episodes = min(settings.episodes, FINISHING_EPISODES) if finishing else settings.episodes
+        allowance = self.budget.remaining // 8 if finishing else int(settings.share * self.config.round_steps)
+        longest = max(1, allowance // episodes)
         rng, workers = self._rng(number, "collect"), self.config.workers
         folder = self.run.round(number) / "trajectories"
         folder.mkdir(exist_ok=True)
@@ -181,7 +187,7 @@ class Refinement:
                     collect_within(self.task, policy, rng, gamma, allowance, most=most, workers=workers, progress=tell)
                 )
             else:
-                seeds = rng.integers(2**31, size=settings.episodes).tolist()
+                seeds = rng.integers(2**31, size=episodes).tolist()
                 for first in range(0, len(seeds), EPISODES_TOGETHER):
                     part = seeds[first : first + EPISODES_TOGETHER]
                     keep(collect(self.task, policy, part, gamma, longest=longest, workers=workers, progress=tell))
@@ -208,11 +214,20 @@ class Refinement:
         with self.case(number, "verify") as case:
             advice = RoundAdvice(self.run, case, number)
             advice.verify(self.reporter.say)
-            self.budget.audit += advice.measure_fidelity(self.reporter.say)
+            if number <= self.config.rounds:
+                self.budget.audit += advice.measure_fidelity(self.reporter.say)
 
     def _finetune(self, number: int) -> None:
+        """Train with the round's advice; in the finishing round, put what helps into the policy itself."""
+        if number > self.config.rounds:
+            with self.case(number, "finetune") as case:
+                policy = RoundAdvice(self.run, case, number).grafted(self.reporter.say)
+        else:
+            policy = self._train(number)
+        save_policy(policy, self.run.round(number) / "policy", {"round": number, "method": self.config.method})
+
+    def _train(self, number: int) -> Policy:
         config = self.config
-        last_round = number == config.rounds
         folder = self.run.round(number)
         # Guidance first: bringing back critical states may cost steps of the same budget.
         with ExitStack() as stack:
@@ -224,13 +239,12 @@ class Refinement:
                     guidance, reserved = advice.guidance(stack, self.reporter.say)
             elif config.method != "ppo":
                 guidance = self._baseline(number)
-            share = self.budget.remaining if last_round else number * self.config.round_steps - self.budget.used
-            share -= reserved
+            share = number * config.round_steps - self.budget.used - reserved
             offset = self.budget.used
             with self.reporter.bar("train", share) as update:
                 log = TrainingLog(self.run.path, offset, update)
                 stack.callback(log.close)
-                policy = train(
+                return train(
                     self.task,
                     self._policy(number),
                     config.ppo,
@@ -243,7 +257,6 @@ class Refinement:
                     checkpoint=folder / "checkpoint.npz",
                     workers=config.workers,
                 )
-        save_policy(policy, folder / "policy", {"round": number, "method": config.method})
 
     def evaluate(self) -> dict[str, Any]:
         """Compare the starting policy and the last one on fresh seeds; keep the better; write the result."""
@@ -257,7 +270,7 @@ class Refinement:
         last, last_estimate, last_returns = start, start_estimate, np.array(start_returns)
         if METHOD_STAGES[config.method]:
             self.reporter.say(f"evaluate  {len(seeds)} episodes of the refined policy, in Gymnasium's own environment")
-            last = self._policy(config.rounds + 1)
+            last = self._policy(config.last_round + 1)
             last_estimate, last_returns, steps = evaluate(self.task, last, seeds, workers=config.workers)
             self.budget.evaluation += steps
         gain = difference_interval(last_returns.tolist(), start_returns)
@@ -302,6 +315,12 @@ class Refinement:
         """What an analyst is given in a stage of a round, as a context."""
         return _CaseContext(self, number, stage)
 
+    def _allowance(self, number: int) -> int:
+        """Steps for a round's analysis; in the finishing round what verification, which comes last, can spare."""
+        if number <= self.config.rounds:
+            return int(allowance_of(self.config) * self.config.round_steps)
+        return max(0, self.budget.remaining - verification_left(self.config, self.budget))
+
     def _failed(self, number: int) -> list[Advice]:
         """Advice of the round before that was tried and did not help, the most harmful first."""
         path = self.run.path / f"round-{number - 1}" / "verified.jsonl"
@@ -336,12 +355,12 @@ class _CaseContext:
             task=own.task,
             policy=own._policy(self._number),
             episodes=episodes,
-            config=analysis_of(config, len(episodes)),
+            config=analysis_of(config, len(episodes), finishing=self._number > config.rounds),
             gamma=config.ppo.gamma,
             batch=self._batches[0],
             replay=self._batches[1],
             budget=own.budget,
-            allowance=int(allowance_of(config) * config.round_steps),
+            allowance=own._allowance(self._number),
             rng=own._rng(self._number, self._stage),
             progress=lambda text: own.reporter.say(title + text),
             llm=config.llm,
@@ -351,6 +370,7 @@ class _CaseContext:
             statemask=config.statemask,
             ppo=config.ppo,
             workers=config.workers,
+            finishing=self._number > config.rounds,
         )
 
     def __exit__(self, *error: object) -> None:
@@ -369,6 +389,22 @@ def check_snapshots(task: Task, method: str) -> None:
             f"{task.name} does not repeat itself: the same seed and actions lead elsewhere, so advice cannot be tried; "
             "use --method ppo, or draw all randomness from self.np_random (docs/own-environment.md)"
         )
+
+
+def decided(config: RefineConfig, policy: Policy) -> tuple[RefineConfig, tuple[str, ...]]:
+    """The configuration without a finishing round that the policy cannot have, and what to tell of it.
+
+    Raises:
+        GraftError: if a finishing round was asked for.
+    """
+    if config.finishing:
+        try:
+            check_takes_rules(policy)
+        except GraftError as error:
+            if config.finish:
+                raise GraftError(f"--finish {config.finish:g}: {error}; give --finish 0") from error
+            return replace(config, finish=0.0), (f"no finishing round: {error}",)
+    return config, ()
 
 
 def task_of(config: Any) -> Task:

@@ -27,7 +27,7 @@ def questions_of_run(path: Path, number: int = 0) -> dict[int, list[Question]]:
     """
     run = Run.open(path)
     run.require("round-1/collect", f"ultra collect {path}")
-    collected = [n for n in range(1, run.config.rounds + 1) if run.finished(f"round-{n}/collect")]
+    collected = [n for n in range(1, run.config.last_round + 1) if run.finished(f"round-{n}/collect")]
     number = number or collected[-1]
     if number not in collected:
         raise UltraError(f"--round is {number}, but {path} has collected rounds {collected[0]} to {collected[-1]}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ultra import page
-from ultra.advice import Advice, Rule, load_advice, load_rules
+from ultra.advice import ADOPTED, Advice, Rule, load_advice, load_rules
 from ultra.files import write_atomically, write_json
 from ultra.run import Run, read_curve
 from ultra.usage import describe_usage
@@ -130,7 +130,7 @@ def draw_curves(runs: Sequence[Run], path: Path) -> None:
 def advice_of(run: Run) -> list[Advice]:
     """All advice of a run, what helps most first; empty if it used none."""
     advice = []
-    for number in range(1, run.config.rounds + 1):
+    for number in range(1, run.config.last_round + 1):
         path = run.path / f"round-{number}" / "verified.jsonl"
         if path.is_file():
             advice += load_advice(path)
@@ -162,15 +162,21 @@ def explain(item: Advice) -> str:
 def rules_of(run: Run) -> list[Rule]:
     """All rules of a run, with what was found of them where they have been tried."""
     rules = []
-    for number in range(1, run.config.rounds + 1):
+    for number in range(1, run.config.last_round + 1):
         folder = run.path / f"round-{number}"
         verified = folder / "verified-rules.jsonl"
         rules += load_rules(verified if verified.is_file() else folder / "rules.jsonl")
     return rules
 
 
-def explain_rules(rules: Sequence[Rule]) -> str:
-    """Rules as text; empty if there are none."""
+def adopted_rules(run: Run) -> list[Rule]:
+    """The rules that became part of the refined policy."""
+    path = run.path / f"round-{run.config.last_round}" / ADOPTED
+    return load_rules(path) if path.is_file() else []
+
+
+def explain_rules(rules: Sequence[Rule], adopted: Sequence[Rule] = ()) -> str:
+    """Rules as text, with what was found of them; empty if there are none."""
     if not rules:
         return ""
     lines = ["Rules"]
@@ -188,6 +194,8 @@ def explain_rules(rules: Sequence[Rule]) -> str:
                 lines.append(f"    Chosen: together with others {rule.together.advantage:+.2f}.")
             elif rule.together is not None:
                 lines.append("    Chosen.")
+            if rule in adopted:
+                lines.append("    Part of the refined policy: its network does what the rule says.")
         elif rule.plan is None:
             lines.append("    Not tried: a reward alone changes no episode; it takes part only with --trust all.")
     return "\n".join(lines)
@@ -262,7 +270,9 @@ def _page(
 ) -> str:
     """One self-contained page: table, curves, critical states."""
     advice = "\n\n".join(explain(item) for run in runs for item in advice_of(run)) or "This method uses no advice."
-    rules = explain_rules([rule for run in runs for rule in rules_of(run)])
+    rules = explain_rules(
+        [rule for run in runs for rule in rules_of(run)], [rule for run in runs for rule in adopted_rules(run)]
+    )
     advice = f"{advice}\n\n{rules}" if rules else advice
     usage = "\n".join(f"{label(result)}: {describe_usage(result.get('llm', {}))}" for result in results)
     return page.page(

@@ -138,11 +138,10 @@ class Environments:
         for t in range(steps):
             observations = self.observations
             actions, log_probs, values = policy.decide(observations, noise[t])
-            executed = space.clip(actions)
-            change = self.guidance.act(observations, self.facts, executed)
+            change = self.guidance.act(observations, self.facts, actions)
+            executed = space.clip(change.actions)
             replaced = change.replaced
             if replaced.any():
-                executed = change.actions
                 actions = np.where(_like(replaced, actions), executed, actions)
             step = self.batch.step(executed)
             self._check(step.rewards, step.observations, t)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ultra.advice import (
+    ADOPTED,
     Advice,
     AdviceBook,
     Entry,
@@ -24,22 +25,29 @@ from ultra.advice import (
     save_rules,
     trusted,
 )
-from ultra.analysts.base import Case
+from ultra.analysts.base import Case, whole_episodes
 from ultra.analysts.random import random_plan
+from ultra.budget import StepBudget
 from ultra.config import RefineConfig, takes_advice
 from ultra.expression import parse
 from ultra.fidelity import AUDIT_SHARE, AUDIT_STEPS, fidelity_of_case
 from ultra.files import write_json
+from ultra.graft import GraftError, graft
 from ultra.guidance.ultra import UltraGuidance
-from ultra.reporting import describe_fidelity
+from ultra.policy import Policy
+from ultra.reporting import adopted_rules, describe_fidelity
 from ultra.run import STAGES, Run
 from ultra.simulate import Habit
 from ultra.trajectories import Episodes
 from ultra.usage import usage_of
-from ultra.verification import FIRST_LOOK, Bench, Proposal, Recheck, audit, audit_of, verify, verify_rules
+from ultra.verification import FIRST_LOOK, Bench, Proposal, Recheck, audit, audit_of, rule_units, verify, verify_rules
 
+MOST_EPISODES = 2 * FIRST_LOOK
+"""Pairs of whole episodes for a rule, at most: more looks at so few would widen its interval for nothing."""
 FIDELITY = "fidelity.json"
 """In a round's folder: how well its critical states explain its episodes."""
+BEFORE_FINISHING = 0.25
+"""Part of verification's share that training rounds may use where a finishing round follows."""
 
 
 class RoundAdvice:
@@ -55,15 +63,20 @@ class RoundAdvice:
         self.run, self.case, self.number = run, case, number
         self.config: RefineConfig = run.config
         self.folder = run.round(number)
+        self.finishing = number > self.config.rounds
 
     def verify(self, say: Callable[[str], None]) -> None:
-        """Stage 3: try the round's advice and rules, and what helped in the round before; write what was found."""
+        """Stage 3: try the round's advice and rules, and what helped in the round before; write what was found.
+
+        In the finishing round only rules count.
+        """
         folder, config = self.folder, self.config
-        advice, rules = load_advice(folder / "advice.jsonl"), load_rules(folder / "rules.jsonl")
-        advice, rules = self._carry_over(advice, rules)
+        advice, rules = self._carry_over(load_advice(folder / "advice.jsonl"), load_rules(folder / "rules.jsonl"))
+        if self.finishing:
+            advice = []
         control: list[Verification] = []
         if config.guidance.trust == "helps" and (advice or rules):
-            allowance = int(config.verify.share * self.config.round_steps)
+            allowance = verification_allowance(config, self.number, self.case.budget)
             rules, spent = self._verify_rules(rules, allowance // 2 if advice else allowance)
             advice, control = self._verify_advice(advice, allowance - spent)
         lacking = config.guidance.trust == "helps"
@@ -91,6 +104,25 @@ class RoundAdvice:
             say(f"          {line}")
         return sum(int(item["steps"]) for item in found)
 
+    def grafted(self, say: Callable[[str], None]) -> Policy:
+        """The round's policy with the chosen rules in its network, or as it was if none helps or fits in."""
+        case, policy = self.case, self.case.policy
+        chosen = [rule for rule in load_rules(self.folder / "verified-rules.jsonl") if rule.together is not None]
+        save_rules([], self.folder / ADOPTED)
+        if not chosen:
+            say("finish    no rule helps verifiably: the policy stays as it is")
+            return policy
+        try:
+            policy = graft(policy, chosen, case.task.card.fact_names, case.episodes)
+        except GraftError as error:
+            say(f"finish    the rules that help cannot become part of the network: {error}")
+            return policy
+        save_rules(chosen, self.folder / ADOPTED)
+        say(f"finish    {len(chosen)} rule{'s' * (len(chosen) > 1)} that help became part of the policy:")
+        for rule in chosen:
+            say(f"          {rule.explanation}")
+        return policy
+
     def _verify_advice(self, advice: list[Advice], allowance: int) -> tuple[list[Advice], list[Verification]]:
         """Advice with what was found of it, and of random plans at the same states if they are asked for."""
         config = self.config.verify
@@ -114,26 +146,21 @@ class RoundAdvice:
             return rules, 0
         names = self.case.task.card.fact_names
         habits = {rule.guard: Habit(parse(rule.guard, names), plan) for rule, plan in tried}
-        # Episodes are cut where the allowance would not last for a first look at every rule (twice as much where
-        # a strength is chosen first) and at two sets.
-        looks = sum(4 if plan.relative else 2 for _, plan in tried) + (4 if len(tried) > 1 else 0)
-        affordable = allowance // (FIRST_LOOK * looks)
+        groups = {rule.guard: rule.group for rule, _ in tried}
+        # Episodes are cut where the allowance would not last for a first look at every group and at two sets, or
+        # where all go on, the sooner alike, for two looks.
+        units = len(rule_units(groups))
+        looks = FIRST_LOOK if any(episode.terminated for episode in self.case.episodes) else 2 * FIRST_LOOK
+        affordable = allowance // (looks * 2 * (units + (2 if units > 1 else 0)))
         longest = min(self.case.task.time_limit, max(self.config.analyse.horizon, affordable))
-        bench = self._bench(allowance, longest, gamma=1.0)
-        found = verify_rules(habits, bench, self.config.verify)
+        bench = whole_episodes(self.case, "verify", allowance, longest)
+        config = replace(self.config.verify, branches=min(self.config.verify.branches, MOST_EPISODES))
+        found = verify_rules(habits, groups, bench, config)
         return [replace(rule, **found.get(rule.guard, {})) for rule in rules], allowance - bench.left
 
-    def _bench(self, allowance: int, horizon: int = 0, gamma: float | None = None) -> Bench:
-        return Bench(
-            self.case.batch,
-            self.case.policy,
-            self.case.gamma if gamma is None else gamma,
-            horizon or self.config.analyse.horizon,
-            self.case.budget,
-            "verify",
-            allowance,
-            self.case.rng,
-        )
+    def _bench(self, allowance: int) -> Bench:
+        case, horizon = self.case, self.config.analyse.horizon
+        return Bench(case.batch, case.policy, case.gamma, horizon, case.budget, "verify", allowance, case.rng)
 
     def _carry_over(self, advice: list[Advice], rules: list[Rule]) -> tuple[list[Advice], list[Rule]]:
         """What helped in the round before comes first, and is tried again under the new policy."""
@@ -205,6 +232,19 @@ class RoundAdvice:
         return guidance, reserved
 
 
+def verification_left(config: RefineConfig, budget: StepBudget) -> int:
+    """Steps that verification may still take of its share of the whole budget."""
+    return max(0, int(config.verify.share * config.steps) - budget.spent["verify"])
+
+
+def verification_allowance(config: RefineConfig, number: int, budget: StepBudget) -> int:
+    """Steps for verification in a round: where there is a finishing round, most is kept for it."""
+    if number > config.rounds:
+        return min(budget.remaining, verification_left(config, budget))
+    share = config.verify.share * (BEFORE_FINISHING if config.finishing else 1)
+    return int(share * config.round_steps)
+
+
 def fidelity_rng(seed: int, number: int) -> np.random.Generator:
     """The source of random actions for a round's fidelity: apart from all others, so that it changes nothing else."""
     return np.random.default_rng([seed, number, len(STAGES), 1])
@@ -214,7 +254,7 @@ def audit_of_run(run: Run) -> dict[str, Any] | None:
     """The audit of all rounds' advice, rules and controls so far, or None if the method uses no advice."""
     if not takes_advice(run.config.method):
         return None
-    numbers = [n for n in range(1, run.config.rounds + 1) if run.finished(f"round-{n}/verify")]
+    numbers = [n for n in range(1, run.config.last_round + 1) if run.finished(f"round-{n}/verify")]
     folders = [run.round(number) for number in numbers]
     advice = [item for folder in folders for item in load_advice(folder / "verified.jsonl")]
     rules = [rule for folder in folders for rule in load_rules(folder / "verified-rules.jsonl")]
@@ -223,7 +263,7 @@ def audit_of_run(run: Run) -> dict[str, Any] | None:
     helpful = found["helps"] + of_rules["helps"]
     return found | {
         "fidelity": _read_fidelity(run, numbers),
-        "rules": of_rules,
+        "rules": of_rules | {"adopted": len(adopted_rules(run))},
         "random_control": audit_of(control) if control else None,
         "tokens_per_helpful": usage["tokens"] / helpful if helpful and usage["used"] else None,
         "cost_per_helpful": usage["cost"] / helpful if helpful and usage["used"] else None,

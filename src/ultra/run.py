@@ -9,7 +9,7 @@ import os
 import platform
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
@@ -102,6 +102,8 @@ class Run:
         if (path / "run.json").exists():
             run = cls.open(path, command)
             run.check(config)
+            if isinstance(config, RefineConfig) and config.finish is None:
+                config = replace(config, finish=run.config.finish)
             run.config, run.policy = config, seen_from(path, config)
             run._write()
             return run
@@ -125,7 +127,8 @@ class Run:
         if self.policy and self.policy == seen_from(self.path, config):
             old["policy"] = new["policy"]
         for name in new:
-            if name not in _IRRELEVANT and old.get(name) != new[name]:
+            left_open = name == "finish" and new[name] is None  # then it was decided when the run began
+            if name not in _IRRELEVANT and not left_open and old.get(name) != new[name]:
                 raise RunDirectoryError(
                     f"{self.path} belongs to another command: there {name} is {old.get(name)}, here {new[name]}; "
                     "choose another --out, or repeat that command to continue it"

@@ -25,8 +25,6 @@ class Habit:
 
     guard: Expression
     plan: Plan
-    strength: float = 1.0
-    """Factor of a relative plan."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ def simulate(
             watcher.before(slots.jobs, slots.clocks, batch)
         observations = slots.observations
         slots.heed_guards()
-        actions = slots.planned(policy.architecture.action_space.clip(decision.actions))
+        actions = policy.architecture.action_space.clip(slots.planned(decision.actions))
         step = batch.step(actions, slots.live)
         slots.count(step)
         if watcher is not None:
@@ -164,7 +162,7 @@ class _Slots:
         self._first_habit = len(with_plan)
         self._table = PlanTable(
             [*(branch.plan for branch in with_plan if branch.plan is not None), *(h.plan for h in self._habits)],
-            [*(branch.strength for branch in with_plan), *(h.strength for h in self._habits)],
+            [*(branch.strength for branch in with_plan), *(1.0 for _ in self._habits)],
             policy.architecture.action_space,
         )
         self._row_of_job = np.cumsum([branch.plan is not None for branch in branches]) - 1

@@ -50,16 +50,12 @@ class Proposal:
 
     @property
     def scalable(self) -> bool:
-        """Whether a strength is to be chosen: for a single relative plan."""
-        single = self.plan or (self.habits[0].plan if len(self.habits) == 1 else None)
-        return single is not None and single.relative
+        """Whether a strength is to be chosen: for a relative plan at a state. Rules are tried as they are given."""
+        return self.plan is not None and self.plan.relative
 
     def branch(self, base: Branch, strength: float) -> Branch:
         """The branch that follows the proposal."""
-        habits = self.habits
-        if len(habits) == 1 and self.scalable:
-            habits = (replace(habits[0], strength=strength),)
-        return replace(base, plan=self.plan, strength=strength, habits=habits)
+        return replace(base, plan=self.plan, strength=strength, habits=self.habits)
 
 
 @dataclass(frozen=True)
@@ -82,10 +78,13 @@ class Paired:
     """Environment steps, shared branches counted once."""
 
 
-def run_pairs(batch: Batch, policy: Policy, trials: Sequence[Trial], gamma: float, horizon: int) -> list[Paired]:
+def run_pairs(
+    batch: Batch, policy: Policy, trials: Sequence[Trial], gamma: float, horizon: int, *, sampled: bool = True
+) -> list[Paired]:
     """Run all pairs of all trials as one batch of branches.
 
-    Branches without a plan are run once for each start and seed, however many trials share them.
+    Branches without a plan are run once for each start and seed, however many trials share them. Actions are
+    sampled, or the most likely ones.
     """
     branches: list[Branch] = []
     alone: dict[tuple[Snapshot | None, int], int] = {}
@@ -105,7 +104,7 @@ def run_pairs(batch: Batch, policy: Policy, trials: Sequence[Trial], gamma: floa
             branches.append(proposal.branch(plain, trial.strength))
         pairs.append(rows)
         fresh.append(new)
-    outcomes = simulate(batch, policy, branches, gamma)
+    outcomes = simulate(batch, policy, branches, gamma, deterministic=not sampled)
     return [
         Paired(
             np.array([outcomes[a].value - outcomes[b].value for a, b in rows]),
@@ -154,7 +153,19 @@ def judge(low: float, high: float) -> Verdict:
 
 
 class Bench:
-    """Runs trials and keeps the account of their steps."""
+    """Runs trials and keeps the account of their steps.
+
+    Args:
+        batch: where.
+        policy: acts wherever a plan does not.
+        gamma: discount of what branches give.
+        horizon: longest branch.
+        budget: charged for `purpose`.
+        purpose: of the steps.
+        allowance: most steps.
+        rng: draws the seeds.
+        sampled: whether the policy's actions are sampled, or the most likely ones.
+    """
 
     def __init__(
         self,
@@ -166,15 +177,17 @@ class Bench:
         purpose: str,
         allowance: int,
         rng: np.random.Generator,
+        *,
+        sampled: bool = True,
     ) -> None:
-        self._batch, self._policy = batch, policy
-        self._gamma, self._horizon = gamma, horizon
+        self._batch, self._policy, self._sampled = batch, policy, sampled
+        self._gamma, self.horizon = gamma, horizon
         self._budget, self._purpose, self._rng = budget, purpose, rng
         self.left = min(allowance, budget.remaining)
 
     def affordable(self, branches: int) -> bool:
         """Whether so many branches fit into what is left, even if none ends early."""
-        return branches * self._horizon <= self.left
+        return branches * self.horizon <= self.left
 
     def seeds(self, count: int) -> tuple[int, ...]:
         """Fresh seeds for pairs."""
@@ -182,11 +195,24 @@ class Bench:
 
     def run(self, trials: Sequence[Trial]) -> list[Paired]:
         """Run trials and charge their steps."""
-        results = run_pairs(self._batch, self._policy, trials, self._gamma, self._horizon)
-        steps = sum(paired.steps for paired in results)
+        results = run_pairs(self._batch, self._policy, trials, self._gamma, self.horizon, sampled=self._sampled)
+        self._charge(sum(paired.steps for paired in results))
+        return results
+
+    def returns(self, proposals: Sequence[Proposal], seeds: Sequence[int]) -> NDArray[np.float64]:
+        """What each proposal gives with each seed (proposals, seeds), without a comparison; charges the steps."""
+        branches = [
+            proposal.branch(Branch(seed, self.horizon, proposal.start, reset_seed=seed), 1.0)
+            for proposal in proposals
+            for seed in seeds
+        ]
+        outcomes = simulate(self._batch, self._policy, branches, self._gamma, deterministic=not self._sampled)
+        self._charge(sum(outcome.steps for outcome in outcomes))
+        return np.array([outcome.value for outcome in outcomes]).reshape(len(proposals), len(seeds))
+
+    def _charge(self, steps: int) -> None:
         self._budget.charge(self._purpose, steps)
         self.left -= steps
-        return results
 
 
 def verify(
@@ -218,7 +244,9 @@ def verify(
         rows, trials, planned = [], [], 0
         for row, proposal in enumerate(proposals):
             more = size - len(differences[row])
-            if not settled[row] and bench.affordable(planned + 2 * more):
+            if size > FIRST_LOOK:  # a later look makes do with what is left
+                more = min(more, bench.left // (2 * bench.horizon) - planned // 2)
+            if not settled[row] and more > 0 and bench.affordable(planned + 2 * more):
                 planned += 2 * more
                 rows.append(row)
                 trials.append(Trial(proposal, chosen[row], bench.seeds(more)))
@@ -263,33 +291,65 @@ def _choose_strengths(proposals: Sequence[Proposal], bench: Bench) -> tuple[list
     return strengths, spent
 
 
-def verify_rules(habits: Mapping[str, Habit], bench: Bench, config: VerifyConfig) -> dict[str, dict[str, Any]]:
-    """Try rules in whole episodes, each alone and then together, because they are executed together.
+def verify_rules(
+    habits: Mapping[str, Habit], groups: Mapping[str, str], bench: Bench, config: VerifyConfig
+) -> dict[str, dict[str, Any]]:
+    """Try rules in whole episodes: as they were given, then alone, then together with others.
 
-    Two sets are tried: the rules that help alone, and these with those that are unclear alone (rules
-    may need each other). Of the sets and the single rules that help, the one with the largest
+    Rules that were given as one (`push right when ..., left when ...`) are tried as one first, because a part
+    of them may be worth nothing. Of a group that does not help, every rule is tried alone. Then two sets are
+    tried: all that helps, and this with all that is unclear. Of everything that helps, what has the largest
     advantage is chosen.
 
     Args:
         habits: rules by their guards.
+        groups: the group of each guard; rules of the group "" do not belong together.
         bench: of whole episodes.
         config: pairs and confidence.
 
     Returns:
-        For each guard `verification`, what was found of it alone, and `together`, what was found of
-        the chosen set if it belongs to it.
+        For each guard `verification`, what was found of it alone, or else of its group (with its part of the
+        steps), and `together`, what was found of the chosen set if it belongs to it.
     """
-    short = replace(config, branches=FIRST_LOOK) if len(habits) > 1 else config  # leaves enough for the sets
-    alone = dict(zip(habits, verify([Proposal(habits=(h,)) for h in habits.values()], bench, short), strict=True))
-    helping = tuple(name for name, found in alone.items() if found is not None and found.verdict == "helps")
-    hopeful = tuple(name for name, found in alone.items() if found is not None and found.verdict != "harms")
-    sets = [names for names in dict.fromkeys((helping, hopeful)) if len(names) > 1]
-    scaled = {name: replace(h, strength=found.strength) for name, h in habits.items() if (found := alone[name])}
-    joint = verify([Proposal(habits=tuple(scaled[name] for name in names)) for names in sets], bench, config)
-    candidates = [((name,), alone[name]) for name in helping] + list(zip(sets, joint, strict=True))
-    good = [(names, found) for names, found in candidates if found is not None and found.verdict == "helps"]
-    chosen, together = max(good, key=lambda pair: pair[1].advantage, default=((), None))
-    return {name: {"verification": alone[name], "together": together if name in chosen else None} for name in habits}
+    units = rule_units(groups)
+    short = replace(config, branches=FIRST_LOOK) if len(units) > 1 else config  # leaves enough for what follows
+
+    def attempt(sets: Sequence[tuple[str, ...]], settings: VerifyConfig) -> dict[tuple[str, ...], Verification]:
+        proposals = [Proposal(habits=tuple(habits[name] for name in names)) for names in sets]
+        results = verify(proposals, bench, settings)
+        return {names: found for names, found in zip(sets, results, strict=True) if found is not None}
+
+    tried = attempt(units, short)
+    failed = [names for names in units if len(names) > 1 and names in tried and tried[names].verdict != "helps"]
+    tried |= attempt([(name,) for names in failed for name in names], replace(config, branches=FIRST_LOOK))
+    parts = [names for names in tried if names not in failed]
+    helping = [names for names in parts if tried[names].verdict == "helps"]
+    hopeful = [names for names in parts if tried[names].verdict != "harms"]
+    unions = {tuple(name for names in part for name in names) for part in (helping, hopeful) if len(part) > 1}
+    tried |= attempt([names for names in sorted(unions) if names not in tried], config)
+    good = [names for names, found in tried.items() if found.verdict == "helps"]
+    chosen = max(good, key=lambda names: tried[names].advantage, default=())
+    of_group = {
+        name: replace(tried[names], steps=tried[names].steps // len(names))
+        for names in units
+        if names in tried
+        for name in names
+    }
+    return {
+        name: {
+            "verification": tried.get((name,), of_group.get(name)),
+            "together": tried[chosen] if name in chosen else None,
+        }
+        for name in habits
+    }
+
+
+def rule_units(groups: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Which guards are tried as one: those of a group, in their order; the others alone."""
+    units: dict[str, list[str]] = {}
+    for name, group in groups.items():
+        units.setdefault(group or f"alone: {name}", []).append(name)
+    return [tuple(names) for names in units.values()]
 
 
 class Recheck:

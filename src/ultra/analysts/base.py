@@ -16,6 +16,7 @@ from ultra.policy import Policy
 from ultra.tasks.batch import Batch, Snapshot
 from ultra.tasks.task import Task
 from ultra.trajectories import Trajectory
+from ultra.verification import Bench
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Case:
     """For analysts that train."""
     workers: int = 0
     """Cores for stepping environments; 0 uses all."""
+    finishing: bool = False
+    """Whether rules are wanted that can become part of the policy's network."""
 
     def snapshot(self, state: CriticalState) -> Snapshot:
         """The complete state behind a critical state; replayed steps are charged."""
@@ -59,6 +62,21 @@ class Case:
         found, steps = self.episodes[state.episode].snapshot(state.t, self.replay, space)
         self.budget.charge("analyse", steps)
         return found
+
+
+def whole_episodes(case: Case, purpose: str, allowance: int, longest: int) -> Bench:
+    """Where rules are tried: in episodes of at most `longest` steps, undiscounted, acting as in evaluation."""
+    return Bench(
+        case.batch,
+        case.policy,
+        1.0,
+        longest,
+        case.budget,
+        purpose,
+        allowance,
+        case.rng,
+        sampled=case.task.sampled_evaluation,
+    )
 
 
 class Analyst(Protocol):

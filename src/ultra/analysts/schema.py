@@ -115,6 +115,7 @@ def read_advice(text: str, task: Task, states: Sequence[CriticalState], source: 
             reward=_bounded(item, "reward", -1, 1) if "reward" in item else 0.0,
             explanation=_text(item, "explanation"),
             source=source,
+            group=f"episode {states[0].episode}" if states else "",
         )
 
     return _read(text, {"advice": advice, "rules": rule}, optional=("rules",))

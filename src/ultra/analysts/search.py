@@ -80,10 +80,14 @@ class SearchAnalyst:
         """Screen candidate states: where do random plans change the outcome most?
 
         Candidates are drawn in proportion to disappointment. In each round every remaining state
-        tries fresh random plans; the half that they improve less drops out.
+        tries fresh random plans; the half that they improve less drops out. Where only rules are wanted,
+        nothing is tried: the states are those that disappointed most.
         """
         case = _nearer(case)
         candidates = self._candidates(case)
+        if case.config.rules == 1:
+            worst = [replace(state, importance=1.0) for state in candidates[: case.config.states]]
+            return [replace(state, explanation=self._explain_state(case, state, [])) for state in worst]
         snapshots = [case.snapshot(state) for state in candidates]
         bench = self._bench(case, IDENTIFY_SHARE * (1 - case.config.rules) * case.allowance)
         effects: list[list[float]] = [[] for _ in candidates]
@@ -127,11 +131,10 @@ class SearchAnalyst:
 
     def advise(self, case: Case, states: Sequence[CriticalState]) -> list[Advice]:
         """Compare plans at the states; then rules, if they are asked for, which go into the round's `rules.jsonl`."""
-        case = _nearer(case)
-        advice = self._advise_points(case, states)
-        if case.config.rules > 0:
-            bench = self._bench(case, case.config.rules * case.allowance)
-            rules = search_rules(case, bench, self._sign, self.name, self._rules)
+        share = case.config.rules
+        advice = self._advise_points(_nearer(case), states) if share < 1 else []
+        if share > 0:
+            rules = search_rules(case, int(share * case.allowance), self._sign, self.name, self._rules)
             save_rules(rules, case.folder / RULES)
         return advice
 
@@ -212,12 +215,15 @@ class SearchAnalyst:
         episode = case.episodes[state.episode]
         value = episode.values[state.t]
         later = episode.values[min(state.t + LOOK_AHEAD, len(episode))]
-        effect = float(np.abs(effects).mean()) if effects else 0.0
         unusual = largest_facts(case.task.card, case.episodes, state.episode, state.t)
-        best = max(effects, default=0.0)
+        tried = (
+            f"Other actions for a few steps changed the discounted return by {np.abs(effects).mean():.3g} on average "
+            f"(best {max(effects):+.3g}); "
+            if effects
+            else ""
+        )
         return (
-            f"{unusual}. Other actions for a few steps changed the discounted return by {effect:.3g} on average "
-            f"(best {best:+.3g}); the critic's estimate went from {value:.3g} to {later:.3g} within {LOOK_AHEAD} steps."
+            f"{unusual}. {tried}the critic's estimate went from {value:.3g} to {later:.3g} within {LOOK_AHEAD} steps."
         )
 
     def _advice(self, case: Case, state: CriticalState, arm: _Arm, largest: float) -> Advice:

@@ -63,7 +63,7 @@ class Guidance(Protocol):
         ...
 
     def act(self, observations: Observations, facts: Facts | None, actions: Actions) -> Intervention:
-        """May replace the actions (already inside their bounds) that the policy chose for these states."""
+        """May replace the policy's actions for these states; they are moved inside their bounds afterwards."""
         ...
 
     def observe(self, observations: Observations) -> None:

@@ -35,10 +35,13 @@ def analyst_of(config: RefineConfig) -> str:
     return STARTS.get(config.method, config.analyst)
 
 
-def analysis_of(config: RefineConfig, episodes: int) -> AnalyseConfig:
-    """Settings of the analysis; a method that starts from critical states asks for one from each episode."""
+def analysis_of(config: RefineConfig, episodes: int, *, finishing: bool) -> AnalyseConfig:
+    """Settings of the analysis.
+
+    A method that starts from critical states asks for one from each episode; the finishing round for rules alone.
+    """
     if config.method not in STARTS:
-        return config.analyse
+        return replace(config.analyse, rules=1.0) if finishing else config.analyse
     return replace(config.analyse, states=config.rice.states or episodes)
 
 
