@@ -212,7 +212,7 @@ class GuidanceConfig:
     """Strength of all modulation at the start; 0 is plain PPO."""
     lam: Annotated[float, arg(name="lambda", aliases=["--lambda"])] = 1.0
     """Lambda of equation 2: scale of the implicit reward."""
-    imitation: float = 1.0
+    imitation: float = 0.1
     """Weight of the imitation of verified advice (corrected estimator)."""
     anneal_until: float = 0.6
     """Share of training after which modulation has fallen to zero."""
