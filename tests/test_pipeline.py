@@ -139,7 +139,7 @@ def check_result(config: RefineConfig, result: dict[str, Any], path: Path) -> No
     ids=lambda value: value.task if isinstance(value, RefineConfig) else value,
 )
 def test_a_method_refines_from_end_to_end(base: RefineConfig, method: Method, analyst: str, tmp_path: Path) -> None:
-    config = replace(base, method=method, analyst=analyst)
+    config = replace(base, method=method, analyst=analyst, finish=0.0)  # its rounds: tests/test_finishing.py
     result = api.refine(config, tmp_path / "run")
     check_result(config, result, tmp_path / "run")
     budget, audit = result["budget"], result["audit"]
@@ -170,7 +170,7 @@ def test_the_search_analyst_with_the_defaults(whole: Path) -> None:
     assert 0 < result["budget"]["analyse"] <= 0.3 * HOPPER.steps
     curve = read_curve(whole / "curve.csv")
     assert [row[0] for row in curve] == sorted({row[0] for row in curve})
-    assert curve[-1][0] == result["budget"]["used"]
+    assert curve[-1][0] < result["budget"]["used"]  # the finishing round trains nothing
 
 
 def test_the_audit_says_how_well_the_critical_states_explain_the_episodes(

@@ -79,7 +79,7 @@ class CollectConfig:
     episodes: int = 8
     """Episodes to collect for the analyst."""
     share: float = 0.1
-    """At most this share of the step budget."""
+    """At most this share of the round's steps; the finishing round takes an eighth of what is left."""
 
     def __post_init__(self) -> None:
         _check(self.episodes >= 1, "episodes", self.episodes, "at least 1")
