@@ -101,7 +101,8 @@ def surrogate(
     centre = mean(advantage)
     spread = jnp.sqrt((kept * (advantage - centre) ** 2).sum() / jnp.maximum(count - 1.0, 1.0))
     advantage = (advantage - centre) / (spread + 1e-8)
-    log_ratio = log_prob(params, outputs, batch["actions"]) - batch["log_probs"]
+    # Zero where a sample takes no part: an action that was replaced may lie so far off that its ratio overflows.
+    log_ratio = kept * (log_prob(params, outputs, batch["actions"]) - batch["log_probs"])
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
     policy_loss = -mean(jnp.minimum(ratio * advantage, clipped * advantage))
