@@ -60,26 +60,27 @@ class Idea:
         return tuple(Habit(parse(guard, names), plan) for guard, plan in self.parts)
 
 
-def ideas(case: Case, columns: Iterable[int], allowance: int) -> Iterator[Idea]:
+def ideas(case: Case, columns: Iterable[int], allowance: int, *, controllers: bool = True) -> Iterator[Idea]:
     """Ideas without end, or until there are no more, the most sensible first; none comes twice.
 
     Args:
         case: whose episodes show where facts lie.
         columns: facts that guards may name.
         allowance: most steps for measuring what actions do.
+        controllers: whether controllers are wanted where they can be made; an adversary has no use for them.
     """
     columns = list(columns)
     if not columns:
         return
     facts = np.concatenate([episode.facts[:-1] for episode in case.episodes])
     seen: set[tuple[tuple[str, Plan], ...]] = set()
-    if isinstance(case.task.action_space, Discrete):
+    if controllers and isinstance(case.task.action_space, Discrete):
         found = measure(case.task, case.policy, case.episodes, allowance)
         if found is not None:
             case.budget.charge("analyse", found.cost)
-            controllers = list(_controllers(case, facts, found, columns))
-            yield from controllers
-            if controllers:  # of many switches at random some look better for a few episodes
+            steering = list(_controllers(case, facts, found, columns))
+            yield from steering
+            if steering:  # of many switches at random some look better for a few episodes
                 return
     draw = _push if isinstance(case.task.action_space, Continuous) else _switch
     tries = 0

@@ -54,7 +54,7 @@ def search_rules(case: Case, allowance: int, sign: float, source: str, kept: int
     if case.finishing:
         columns = columns[readable_facts(case.policy, case.episodes)[columns]]
     used = case.budget.used
-    pool = ideas(case, columns, int(MEASURING * allowance))
+    pool = ideas(case, columns, int(MEASURING * allowance), controllers=sign > 0)
     first = list(islice(pool, TOGETHER))  # measures what actions do
     race = _Race(case, allowance - (case.budget.used - used), sign)
     race.screen(first, pool)
