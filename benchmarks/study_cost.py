@@ -29,6 +29,7 @@ from ultra.config import RefineConfig, TrainConfig
 from ultra.guidance.methods import STAGES, analyst_of
 from ultra.policy_files import SHIPPED
 from ultra.reporting import markdown_table
+from ultra.round_advice import BEFORE_FINISHING
 from ultra.studies.display import asks_for_money
 from ultra.studies.plan import Job, Study, StudyAnalyst, load_study
 from ultra.studies.work import thread_limits
@@ -112,7 +113,11 @@ def shares(config: RefineConfig) -> dict[str, float]:
         own["identify"] = config.analyse.share
     if config.guidance.trust == "all":
         own["verify"] = 0.0
-    return {name: share for name, share in own.items() if name in STAGES[config.method]}
+    own = {name: share for name, share in own.items() if name in STAGES[config.method]}
+    if config.finishing:  # trains nothing, and most of verification is in it
+        own = {name: share * (1 - config.finishing) for name, share in own.items()}
+        own |= {"verify": own["verify"] * BEFORE_FINISHING, "finish": config.finishing}
+    return own
 
 
 def makespan(seconds: list[float], workers: int) -> float:

@@ -26,8 +26,11 @@ from ultra.trajectories import Trajectory
 ACTIVATIONS = ("tanh", "relu")
 EXACT = 1e-4
 """A fact is part of the observation if it is a linear form of it, up to this share of its deviation."""
-MARGIN = 1e-3
-"""Width of the step at a half-space's border, as a share of the deviation of its form."""
+MARGIN = {"tanh": 1e-4, "relu": 1e-3}
+"""Width of the step at a half-space's border, as a share of the deviation of its form; a step of ReLU units is a
+difference, which loses digits where it is narrow."""
+OFF = 0.005
+"""At most this share of the visited states may lie within a border's step, where the network does something between."""
 STEEP = 10.0
 """A unit's input beyond its step: tanh(10) is 1 in single precision."""
 LOGIT = 30.0
@@ -93,7 +96,12 @@ def check_takes_rules(policy: Policy) -> None:
 
 
 def readable_facts(policy: Policy, episodes: Sequence[Trajectory]) -> NDArray[np.bool_]:
-    """Which facts (n_facts,) rules of a policy's network may name: linear forms of its observation."""
+    """Which facts (n_facts,) rules of a policy's network may name: linear forms of its observation.
+
+    Raises:
+        GraftError: if it takes no rules.
+    """
+    check_takes_rules(policy)
     return _Reading(policy, *_visited(episodes), ()).readable
 
 
@@ -124,7 +132,7 @@ class _Reading:
     def __init__(
         self, policy: Policy, observations: NDArray[np.float64], facts: NDArray[np.float64], names: Sequence[str]
     ) -> None:
-        self._names = names
+        self._names, self._margin = names, MARGIN[policy.architecture.activation]
         shift, factor, clip = (np.asarray(array, np.float64) for array in policy.normalizer.arrays())
         seen = np.clip((observations - shift) * factor, -clip, clip)
         self._facts = facts
@@ -147,7 +155,7 @@ class _Reading:
         if not half.weights.any():
             holds = half.constant > 0 or (half.closed and half.constant == 0)
             return _Unit(np.zeros(len(weights) - 1), 1.0 if holds else -1.0)
-        margin = MARGIN * max(float((self._facts @ half.weights).std()), 1e-6)
+        margin = self._margin * max(float((self._facts @ half.weights).std()), 1e-6)
         bias = weights[-1] + half.constant + (margin if half.closed else -margin)
         return _Unit(weights[:-1] / margin, bias / margin)
 
@@ -218,5 +226,5 @@ def _check(
     found = after.decide(observations, quiet).actions
     off = np.abs(found - expected) > 1e-3 if isinstance(space, Continuous) else found != expected
     share = float(off.reshape(len(off), -1).any(axis=1).mean())
-    if share > 0.002:
+    if share > OFF:
         raise GraftError(f"in {share:.1%} of the visited states the network would do something else")
