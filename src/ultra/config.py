@@ -393,6 +393,10 @@ class RefineConfig:
         """Number of the last round, the finishing one included."""
         return self.rounds + (self.finishing > 0)
 
+    def finishes(self, number: int) -> bool:
+        """Whether a round is the finishing one."""
+        return number > self.rounds
+
     @property
     def round_steps(self) -> int:
         """Each training round's part of the budget."""

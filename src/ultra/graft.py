@@ -23,12 +23,11 @@ from ultra.policy import Params, Policy
 from ultra.spaces import Continuous
 from ultra.trajectories import Trajectory
 
-ACTIVATIONS = ("tanh", "relu")
 EXACT = 1e-4
 """A fact is part of the observation if it is a linear form of it, up to this share of its deviation."""
 MARGIN = {"tanh": 1e-4, "relu": 1e-3}
-"""Width of the step at a half-space's border, as a share of the deviation of its form; a step of ReLU units is a
-difference, which loses digits where it is narrow."""
+"""Of the activations that take rules: width of the step at a half-space's border, as a share of the deviation of its
+form. A step of ReLU units is a difference, which loses digits where it is narrow."""
 OFF = 0.005
 """At most this share of the visited states may lie within a border's step, where the network does something between."""
 STEEP = 10.0
@@ -78,7 +77,7 @@ def graft(policy: Policy, rules: Sequence[Rule], names: Sequence[str], episodes:
     widths = tuple(int(layer["b"].shape[0]) for layer in params["actor"][:-1])
     critic = shape.hidden if shape.critic_hidden is None else shape.critic_hidden
     result = replace(policy, architecture=replace(shape, hidden=widths, critic_hidden=critic), params=params)
-    _check(policy, result, rules, held, observations.astype(np.float32))
+    _check(policy, result, rules, held, observations)
     return result
 
 
@@ -89,7 +88,7 @@ def check_takes_rules(policy: Policy) -> None:
         GraftError: if they cannot.
     """
     shape = policy.architecture
-    if shape.image is not None or shape.shared or shape.form.parts or shape.activation not in ACTIVATIONS:
+    if shape.image is not None or shape.shared or shape.form.parts or shape.activation not in MARGIN:
         raise GraftError("only separate networks of tanh or ReLU units, without images or joint actions, take rules")
     if not shape.hidden:
         raise GraftError("a network without hidden layers takes no rules")
@@ -105,9 +104,9 @@ def readable_facts(policy: Policy, episodes: Sequence[Trajectory]) -> NDArray[np
     return _Reading(policy, *_visited(episodes), ()).readable
 
 
-def _visited(episodes: Sequence[Trajectory]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _visited(episodes: Sequence[Trajectory]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Observations and facts of all states."""
-    observations = np.concatenate([episode.observations for episode in episodes]).astype(np.float64)
+    observations = np.concatenate([episode.observations for episode in episodes])
     return observations, np.concatenate([episode.facts for episode in episodes])
 
 
@@ -130,7 +129,7 @@ class _Reading:
     """How facts are read off normalised observations."""
 
     def __init__(
-        self, policy: Policy, observations: NDArray[np.float64], facts: NDArray[np.float64], names: Sequence[str]
+        self, policy: Policy, observations: NDArray[np.float32], facts: NDArray[np.float64], names: Sequence[str]
     ) -> None:
         self._names, self._margin = names, MARGIN[policy.architecture.activation]
         shift, factor, clip = (np.asarray(array, np.float64) for array in policy.normalizer.arrays())

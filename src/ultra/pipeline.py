@@ -160,7 +160,7 @@ class Refinement:
 
     def _collect(self, number: int) -> None:
         settings, policy, gamma = self.config.collect, self._policy(number), self.config.ppo.gamma
-        finishing = number > self.config.rounds
+        finishing = self.config.finishes(number)
         episodes = min(settings.episodes, FINISHING_EPISODES) if finishing else settings.episodes
         allowance = self.budget.remaining // 8 if finishing else int(settings.share * self.config.round_steps)
         longest = max(1, allowance // episodes)
@@ -214,12 +214,12 @@ class Refinement:
         with self.case(number, "verify") as case:
             advice = RoundAdvice(self.run, case, number)
             advice.verify(self.reporter.say)
-            if number <= self.config.rounds:
+            if not self.config.finishes(number):
                 self.budget.audit += advice.measure_fidelity(self.reporter.say)
 
     def _finetune(self, number: int) -> None:
         """Train with the round's advice; in the finishing round, put what helps into the policy itself."""
-        if number > self.config.rounds:
+        if self.config.finishes(number):
             with self.case(number, "finetune") as case:
                 policy = RoundAdvice(self.run, case, number).grafted(self.reporter.say)
         else:
@@ -317,7 +317,7 @@ class Refinement:
 
     def _allowance(self, number: int) -> int:
         """Steps for a round's analysis; in the finishing round what verification, which comes last, can spare."""
-        if number <= self.config.rounds:
+        if not self.config.finishes(number):
             return int(allowance_of(self.config) * self.config.round_steps)
         return max(0, self.budget.remaining - verification_left(self.config, self.budget))
 
@@ -351,11 +351,12 @@ class _CaseContext:
         self._batches.append(own.task.make_local_batch(1))
         title = f"{self._stage:<9} "
         episodes = Episodes(own.run.round(self._number) / "trajectories")
+        finishing = config.finishes(self._number)
         return Case(
             task=own.task,
             policy=own._policy(self._number),
             episodes=episodes,
-            config=analysis_of(config, len(episodes), finishing=self._number > config.rounds),
+            config=analysis_of(config, len(episodes), finishing=finishing),
             gamma=config.ppo.gamma,
             batch=self._batches[0],
             replay=self._batches[1],
@@ -370,7 +371,7 @@ class _CaseContext:
             statemask=config.statemask,
             ppo=config.ppo,
             workers=config.workers,
-            finishing=self._number > config.rounds,
+            finishing=finishing,
         )
 
     def __exit__(self, *error: object) -> None:

@@ -63,7 +63,6 @@ class RoundAdvice:
         self.run, self.case, self.number = run, case, number
         self.config: RefineConfig = run.config
         self.folder = run.round(number)
-        self.finishing = number > self.config.rounds
 
     def verify(self, say: Callable[[str], None]) -> None:
         """Stage 3: try the round's advice and rules, and what helped in the round before; write what was found.
@@ -72,7 +71,7 @@ class RoundAdvice:
         """
         folder, config = self.folder, self.config
         advice, rules = self._carry_over(load_advice(folder / "advice.jsonl"), load_rules(folder / "rules.jsonl"))
-        if self.finishing:
+        if self.case.finishing:
             advice = []
         control: list[Verification] = []
         if config.guidance.trust == "helps" and (advice or rules):
@@ -147,13 +146,10 @@ class RoundAdvice:
         names = self.case.task.card.fact_names
         habits = {rule.guard: Habit(parse(rule.guard, names), plan) for rule, plan in tried}
         groups = {rule.guard: rule.group for rule, _ in tried}
-        # Episodes are cut where the allowance would not last for a first look at every group and at two sets, or
-        # where all go on, the sooner alike, for two looks.
+        # The allowance must last for a first look at every group and at two sets; where episodes go on, for two looks.
         units = len(rule_units(groups))
-        looks = FIRST_LOOK if any(episode.terminated for episode in self.case.episodes) else 2 * FIRST_LOOK
-        affordable = allowance // (looks * 2 * (units + (2 if units > 1 else 0)))
-        longest = min(self.case.task.time_limit, max(self.config.analyse.horizon, affordable))
-        bench = whole_episodes(self.case, "verify", allowance, longest)
+        first = 2 * FIRST_LOOK * (units + (2 if units > 1 else 0))
+        bench = whole_episodes(self.case, "verify", allowance, first, 2 * first)
         config = replace(self.config.verify, branches=min(self.config.verify.branches, MOST_EPISODES))
         found = verify_rules(habits, groups, bench, config)
         return [replace(rule, **found.get(rule.guard, {})) for rule in rules], allowance - bench.left
@@ -239,7 +235,7 @@ def verification_left(config: RefineConfig, budget: StepBudget) -> int:
 
 def verification_allowance(config: RefineConfig, number: int, budget: StepBudget) -> int:
     """Steps for verification in a round: where there is a finishing round, most is kept for it."""
-    if number > config.rounds:
+    if config.finishes(number):
         return min(budget.remaining, verification_left(config, budget))
     share = config.verify.share * (BEFORE_FINISHING if config.finishing else 1)
     return int(share * config.round_steps)

@@ -64,8 +64,19 @@ class Case:
         return found
 
 
-def whole_episodes(case: Case, purpose: str, allowance: int, longest: int) -> Bench:
-    """Where rules are tried: in episodes of at most `longest` steps, undiscounted, acting as in evaluation."""
+def whole_episodes(case: Case, purpose: str, allowance: int, ending: int, endless: int) -> Bench:
+    """Where rules are tried: in whole episodes, undiscounted, acting as in evaluation.
+
+    Args:
+        case: of the round.
+        purpose: of the steps.
+        allowance: most steps.
+        ending: episodes are cut such that so many last as long as the allowance, where some end by themselves,
+            which may come late;
+        endless: and so many where all go on, the sooner alike.
+    """
+    count = ending if any(episode.terminated for episode in case.episodes) else endless
+    longest = min(case.task.time_limit, max(allowance // count, case.config.horizon))
     return Bench(
         case.batch,
         case.policy,

@@ -26,8 +26,7 @@ SCREENING = 0.6
 SEMIFINAL, FINAL = 5, 2
 """Then so many of the best ideas play two more episodes, and so many four by four as long as there are steps."""
 PER_ENDING, PER_ENDLESS = 24, 32
-"""Episodes are cut such that so many can be played: where some end by themselves, which may come late, and where all
-go on, the sooner alike."""
+"""Episodes are cut such that so many can be played: where some end by themselves, and where all go on."""
 MEASURING = 0.1
 """Share of the steps for measuring what discrete actions do, at most."""
 
@@ -86,10 +85,8 @@ class _Race:
 
     def __init__(self, case: Case, allowance: int, sign: float) -> None:
         self._names, self._sign, self._allowance = case.task.card.fact_names, sign, allowance
-        ending = any(episode.terminated for episode in case.episodes)
-        affordable = allowance // (PER_ENDING if ending else PER_ENDLESS)
-        self.longest = min(case.task.time_limit, max(affordable, case.config.horizon))
-        self._bench = whole_episodes(case, "analyse", allowance, self.longest)
+        self._bench = whole_episodes(case, "analyse", allowance, PER_ENDING, PER_ENDLESS)
+        self.longest = self._bench.horizon
         self.racers: list[_Racer] = []
 
     def screen(self, first: list[Idea], pool: Iterator[Idea]) -> None:
