@@ -79,20 +79,22 @@ def result_of(path: Path) -> dict[str, Any]:
 def test_the_budget_holds_with_a_finishing_round(whole: Path) -> None:
     budget = result_of(whole)["budget"]
     assert budget["used"] <= CONFIG.steps
-    assert 0 < budget["train"] <= CONFIG.steps / 2
-    assert 0 < budget["verify"] <= CONFIG.verify.share * CONFIG.steps
+    assert budget["train"] > 0
+    assert budget["verify"] <= CONFIG.verify.share * CONFIG.steps
     assert same(load_policy(whole / "policy" / "last"), load_policy(whole / "round-2" / "policy"))
-    rules = load_rules(whole / "round-2" / "verified-rules.jsonl")
-    assert rules
-    assert all(rule.verification is not None for rule in rules)
+    assert all(rule.verification for rule in load_rules(whole / "round-2" / "verified-rules.jsonl"))
     assert result_of(whole)["audit"]["rules"]["adopted"] == len(load_rules(whole / "round-2" / ADOPTED))
 
 
-def test_the_last_policy_has_a_units_more_exactly_if_rules_were_adopted(whole: Path) -> None:
+def test_either_rules_are_adopted_or_training_goes_on_to_the_end_of_the_budget(whole: Path) -> None:
     adopted = load_rules(whole / "round-2" / ADOPTED)
     trained, last = load_policy(whole / "round-1" / "policy"), load_policy(whole / "policy" / "last")
-    assert same(trained, last) == (not adopted)
+    assert not same(trained, last)
     assert (last.architecture.hidden[0] > trained.architecture.hidden[0]) == bool(adopted)
+    budget = result_of(whole)["budget"]
+    rollout = CONFIG.ppo.samples
+    assert adopted or budget["total"] - budget["used"] < rollout
+    assert (budget["train"] > CONFIG.steps / 2) == (not adopted)
 
 
 def test_stage_by_stage_gives_the_same(whole: Path, tmp_path: Path) -> None:
@@ -149,11 +151,14 @@ def test_rules_that_were_chosen_act_in_the_policy_and_are_told(tmp_path: Path) -
     assert text.count("Part of the refined policy") == 1
 
 
-def test_what_cannot_become_part_of_a_policy_leaves_it_as_it_is(tmp_path: Path) -> None:
+def test_what_cannot_become_part_of_a_policy_is_left_out_and_training_goes_on(tmp_path: Path) -> None:
     push = Plan((Segment((0.0, 0.0, -0.2)),), relative=True)
     after = chosen(tmp_path / "run", [Rule("prev(x_velocity) > 1", push, 0.0, "looks back", "test", HELPS, HELPS)])
-    assert same(after, load_policy(tmp_path / "run" / "round-1" / "policy"))
+    before = load_policy(tmp_path / "run" / "round-1" / "policy")
+    assert after.architecture == before.architecture
+    assert not same(after, before)
     assert load_rules(tmp_path / "run" / "round-2" / ADOPTED) == []
+    assert Run.open(tmp_path / "run").budget().remaining < CONFIG.ppo.samples
 
 
 def test_of_an_adversary_s_rules_none_is_adopted_that_was_not_found_to_help(tmp_path: Path) -> None:
@@ -164,7 +169,8 @@ def test_of_an_adversary_s_rules_none_is_adopted_that_was_not_found_to_help(tmp_
     adopted = load_rules(path / "round-2" / ADOPTED)
     # Half of a harmful rule may be good: what was adopted was tried as it is.
     assert all(rule.together is not None and rule.together.low > 0 for rule in adopted)
-    assert same(load_policy(path / "round-2" / "policy"), load_policy(path / "round-1" / "policy")) == (not adopted)
+    after, before = (load_policy(path / f"round-{number}" / "policy") for number in (2, 1))
+    assert (after.architecture == before.architecture) == (not adopted)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import ultra
 from ultra.advice import Rule, load_advice, load_rules
 from ultra.analysts.base import Case
 from ultra.analysts.rule_ideas import Idea, ideas
+from ultra.analysts.rule_search import search_rules
 from ultra.budget import StepBudget
 from ultra.collection import collect
 from ultra.config import AnalyseConfig, CollectConfig, EvaluateConfig, RefineConfig, VerifyConfig
@@ -80,6 +81,32 @@ def test_rules_of_search_are_one_threshold_and_one_small_change(tmp_path: Path) 
         assert len(rule.plan.expand()[0].nonzero()[0]) == 1
     again, _ = verified(CONFIG, tmp_path / "again")
     assert again == rules
+
+
+@pytest.mark.parametrize("prospect", [0.0, 1e9])
+def test_a_finishing_round_gives_up_ideas_that_add_less_than_training_may(prospect: float) -> None:
+    task, policy = short_hopper(), load_policy(Path(CONFIG.policy))
+    batch, told = task.make_batch(8), list[str]()
+    case = Case(
+        task=task,
+        policy=policy,
+        episodes=collect(task, policy, [1, 2], 0.99),
+        config=AnalyseConfig(rules=1.0),
+        gamma=0.99,
+        batch=batch,
+        replay=batch,
+        budget=StepBudget(20_000),
+        allowance=20_000,
+        rng=np.random.default_rng(0),
+        progress=told.append,
+        finishing=True,
+        prospect=prospect,
+    )
+    found = search_rules(case, 20_000, 1.0, "search")
+    batch.close()
+    assert bool(found) == (prospect == 0)
+    assert any("training on" in line for line in told) == (not found)
+    assert (case.budget.spent["analyse"] <= 0.35 * 20_000) == bool(prospect)
 
 
 def test_without_a_share_for_rules_there_are_none(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from ultra.policy_files import load_policy, save_policy
 from ultra.ppo import train
 from ultra.progress import Reporter, TrainingLog
 from ultra.round_advice import RoundAdvice, audit_of_run, verification_left
-from ultra.run import STAGES, Run, versions
+from ultra.run import STAGES, Run, read_curve, trend, versions
 from ultra.starting import Start, load_start, measure_start
 from ultra.statistics import difference_interval
 from ultra.tasks import Task, get_task
@@ -218,28 +218,35 @@ class Refinement:
                 self.budget.audit += advice.measure_fidelity(self.reporter.say)
 
     def _finetune(self, number: int) -> None:
-        """Train with the round's advice; in the finishing round, put what helps into the policy itself."""
-        if self.config.finishes(number):
-            with self.case(number, "finetune") as case:
-                policy = RoundAdvice(self.run, case, number).grafted(self.reporter.say)
-        else:
-            policy = self._train(number)
+        policy = self._finish(number) if self.config.finishes(number) else self._train(number)
         save_policy(policy, self.run.round(number) / "policy", {"round": number, "method": self.config.method})
 
+    def _finish(self, number: int) -> Policy:
+        """The policy with what helps in its network; where nothing does, trained on with the steps that are left."""
+        with self.case(number, "finetune") as case:
+            grafted = RoundAdvice(self.run, case, number).grafted(self.reporter.say)
+        if grafted is not None:
+            return grafted
+        return self._train(number) if self.budget.remaining >= self.config.ppo.samples else self._policy(number)
+
     def _train(self, number: int) -> Policy:
+        """Train with the round's advice or the method's guidance; in the finishing round plainly, to the end."""
         config = self.config
         folder = self.run.round(number)
         # Guidance first: bringing back critical states may cost steps of the same budget.
         with ExitStack() as stack:
             guidance: Guidance = NoGuidance()
             reserved = 0
-            if takes_advice(config.method):
+            end = config.steps if config.finishes(number) else number * config.round_steps
+            if config.finishes(number):
+                self.reporter.say("finish    training goes on with the steps that are left")
+            elif takes_advice(config.method):
                 with self.case(number, "finetune") as case:
                     advice = RoundAdvice(self.run, case, number)
                     guidance, reserved = advice.guidance(stack, self.reporter.say)
             elif config.method != "ppo":
                 guidance = self._baseline(number)
-            share = number * config.round_steps - self.budget.used - reserved
+            share = end - self.budget.used - reserved
             offset = self.budget.used
             with self.reporter.bar("train", share) as update:
                 log = TrainingLog(self.run.path, offset, update)
@@ -247,7 +254,7 @@ class Refinement:
                 return train(
                     self.task,
                     self._policy(number),
-                    config.ppo,
+                    config.training(number),
                     share,
                     self._rng(number, "finetune"),
                     guidance=guidance,
@@ -372,6 +379,7 @@ class _CaseContext:
             ppo=config.ppo,
             workers=config.workers,
             finishing=finishing,
+            prospect=trend(read_curve(own.run.curve)) * own.budget.remaining if finishing else 0.0,
         )
 
     def __exit__(self, *error: object) -> None:

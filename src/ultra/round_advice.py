@@ -103,19 +103,19 @@ class RoundAdvice:
             say(f"          {line}")
         return sum(int(item["steps"]) for item in found)
 
-    def grafted(self, say: Callable[[str], None]) -> Policy:
-        """The round's policy with the chosen rules in its network, or as it was if none helps or fits in."""
+    def grafted(self, say: Callable[[str], None]) -> Policy | None:
+        """The round's policy with the chosen rules in its network; None if none helps or fits in."""
         case, policy = self.case, self.case.policy
         chosen = [rule for rule in load_rules(self.folder / "verified-rules.jsonl") if rule.together is not None]
         save_rules([], self.folder / ADOPTED)
         if not chosen:
-            say("finish    no rule helps verifiably: the policy stays as it is")
-            return policy
+            say("finish    no rule helps verifiably")
+            return None
         try:
             policy = graft(policy, chosen, case.task.card.fact_names, case.episodes)
         except GraftError as error:
             say(f"finish    the rules that help cannot become part of the network: {error}")
-            return policy
+            return None
         save_rules(chosen, self.folder / ADOPTED)
         say(f"finish    {len(chosen)} rule{'s' * (len(chosen) > 1)} that help became part of the policy:")
         for rule in chosen:

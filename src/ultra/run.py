@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+
 from ultra.budget import StepBudget
 from ultra.config import RefineConfig, TrainConfig
 from ultra.errors import RunDirectoryError
@@ -28,6 +30,9 @@ _IRRELEVANT = (
     "llm.timeout", "llm.attempts", "llm.longest_wait", "llm.ledger", "llm.permits",
 )  # fmt: skip
 """Settings that may differ when a command is repeated: they do not change the result. The new ones hold."""
+
+_LEFT_OPEN = ("finish",)
+"""Settings that are decided when a run begins where the command leaves them open (None); repeating it keeps them."""
 
 
 def versions() -> dict[str, str]:
@@ -102,8 +107,8 @@ class Run:
         if (path / "run.json").exists():
             run = cls.open(path, command)
             run.check(config)
-            if isinstance(config, RefineConfig) and config.finish is None:
-                config = replace(config, finish=run.config.finish)
+            open_ends = [name for name in _LEFT_OPEN if getattr(config, name, "") is None]
+            config = replace(config, **{name: getattr(run.config, name) for name in open_ends})
             run.config, run.policy = config, seen_from(path, config)
             run._write()
             return run
@@ -127,7 +132,7 @@ class Run:
         if self.policy and self.policy == seen_from(self.path, config):
             old["policy"] = new["policy"]
         for name in new:
-            left_open = name == "finish" and new[name] is None  # then it was decided when the run began
+            left_open = name in _LEFT_OPEN and new[name] is None
             if name not in _IRRELEVANT and not left_open and old.get(name) != new[name]:
                 raise RunDirectoryError(
                     f"{self.path} belongs to another command: there {name} is {old.get(name)}, here {new[name]}; "
@@ -238,6 +243,17 @@ class CurveFile:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def trend(rows: list[list[float]]) -> float:
+    """How much the return of a learning curve rises with each step: the least-squares slope of its second half.
+
+    0 where there are too few rows, or where it falls.
+    """
+    late = rows[len(rows) // 2 :]
+    steps, returns = np.array([row[0] for row in late]), np.array([row[1] for row in late])
+    spread = steps - steps.mean() if len(late) > 1 else np.zeros(1)
+    return max(0.0, float(spread @ returns / (spread @ spread))) if spread.any() else 0.0
 
 
 def read_curve(path: Path) -> list[list[float]]:

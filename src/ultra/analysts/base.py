@@ -55,6 +55,8 @@ class Case:
     """Cores for stepping environments; 0 uses all."""
     finishing: bool = False
     """Whether rules are wanted that can become part of the policy's network."""
+    prospect: float = 0.0
+    """What training with the steps that are left may add to an episode's return: it is worth no rule that adds less."""
 
     def snapshot(self, state: CriticalState) -> Snapshot:
         """The complete state behind a critical state; replayed steps are charged."""
@@ -62,6 +64,11 @@ class Case:
         found, steps = self.episodes[state.episode].snapshot(state.t, self.replay, space)
         self.budget.charge("analyse", steps)
         return found
+
+
+SHORTEST_FINISHING = 400
+"""Rules that are to become part of a policy are tried in episodes of so many steps at least: a game that is cut short
+has not been lost yet."""
 
 
 def whole_episodes(case: Case, purpose: str, allowance: int, ending: int, endless: int) -> Bench:
@@ -76,7 +83,8 @@ def whole_episodes(case: Case, purpose: str, allowance: int, ending: int, endles
         endless: and so many where all go on, the sooner alike.
     """
     count = ending if any(episode.terminated for episode in case.episodes) else endless
-    longest = min(case.task.time_limit, max(allowance // count, case.config.horizon))
+    shortest = SHORTEST_FINISHING if case.finishing else case.config.horizon
+    longest = min(case.task.time_limit, max(allowance // count, shortest))
     return Bench(
         case.batch,
         case.policy,

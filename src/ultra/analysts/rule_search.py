@@ -23,6 +23,8 @@ TOGETHER = 8
 """Ideas that play their first episode at once."""
 SCREENING = 0.6
 """Share of the steps for first episodes."""
+PROBING = 0.2
+"""After so large a share of the steps it is asked whether any idea is worth more than training on."""
 SEMIFINAL, FINAL = 5, 2
 """Then so many of the best ideas play two more episodes, and so many four by four as long as there are steps."""
 PER_ENDING, PER_ENDLESS = 24, 32
@@ -58,7 +60,8 @@ def search_rules(case: Case, allowance: int, sign: float, source: str, kept: int
     race = _Race(case, allowance - (case.budget.used - used), sign)
     race.screen(first, pool)
     compared = len(race.racers)
-    case.progress(f"compared {compared} ideas for rules in episodes of at most {race.longest} steps")
+    if compared:
+        case.progress(f"compared {compared} ideas for rules in episodes of at most {race.longest} steps")
     race.play(max(SEMIFINAL, kept), 2)
     while race.play(max(FINAL, kept), 4):
         pass
@@ -87,14 +90,37 @@ class _Race:
         self._names, self._sign, self._allowance = case.task.card.fact_names, sign, allowance
         self._bench = whole_episodes(case, "analyse", allowance, PER_ENDING, PER_ENDLESS)
         self.longest = self._bench.horizon
+        self._prospect = _prospect(case, self.longest) if case.finishing and sign > 0 else None
+        self._say = case.progress
         self.racers: list[_Racer] = []
 
     def screen(self, first: list[Idea], pool: Iterator[Idea]) -> None:
-        """One episode of each idea, all from the same start, as long as the share for that lasts."""
-        seeds = self._bench.seeds(1)
+        """One episode of each idea, all from the same start, as long as the share for that lasts.
+
+        None stays in the race if, after a part of them, the best adds less than training may: the best of several in
+        one episode is flattered, so what falls behind even so is safely given up.
+        """
+        seeds, asked = self._bench.seeds(1), self._prospect is None
         while first and self._bench.left > (1 - SCREENING) * self._allowance and self._bench.affordable(len(first)):
             self._play([_Racer(idea, np.zeros(0)) for idea in first], seeds)
+            if not asked and self._bench.left <= (1 - PROBING) * self._allowance:
+                asked = True
+                if not self._worthwhile(seeds):
+                    self.racers = []
+                    return
             first = list(islice(pool, TOGETHER))
+
+    def _worthwhile(self, seeds: tuple[int, ...]) -> bool:
+        """Whether the best so far adds more to the policy's own return than training with the steps left promises."""
+        assert self._prospect is not None
+        if not self._bench.affordable(1):
+            return True
+        gain = float(self.racers[0].returns.mean() - self._bench.returns([Proposal()], seeds).mean())
+        if gain <= self._prospect:
+            self._say(
+                f"the best of {len(self.racers)} ideas adds {gain:.3g} to an episode, training on {self._prospect:.3g}"
+            )
+        return gain > self._prospect
 
     def play(self, best: int, episodes: int) -> bool:
         """More episodes of the best ideas, from the same starts, if there are as many steps; returns whether."""
@@ -113,3 +139,10 @@ class _Race:
         others = [racer for racer in self.racers if racer not in racers]
         # What played more is ahead of what did not: one lucky episode is not held against several.
         self.racers = sorted([*others, *played], key=lambda racer: (-len(racer.returns), -racer.returns.mean()))
+
+
+def _prospect(case: Case, longest: int) -> float:
+    """What training on may add to the return of `longest` steps."""
+    ends = any(episode.terminated for episode in case.episodes)
+    whole = float(np.mean([len(episode) for episode in case.episodes])) if ends else case.task.time_limit
+    return case.prospect * min(1.0, longest / whole)
