@@ -241,11 +241,11 @@ def write(path: Path, rows: list[Row]) -> None:
     write_atomically(path, text.getvalue().encode())
 
 
-def run_missing(path: Path, contests: list[Contest], seeds: int) -> list[Row]:
+def run_missing(path: Path, contests: list[Contest], seeds: range) -> list[Row]:
     """Run what the CSV does not hold yet; libraries take turns, so that both see the same load of the machine."""
     rows = read(path)
     finished = {row[:3] for row in rows}
-    for seed in range(seeds):
+    for seed in seeds:
         for contest in contests:
             for library in LIBRARIES:
                 if (contest.env_id, library, seed) in finished:
@@ -350,16 +350,17 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def report(rows: list[Row], contests: list[Contest], seeds: int, path: Path) -> str:
+def report(rows: list[Row], contests: list[Contest], seeds: range, path: Path) -> str:
     """The Markdown file; returns what it says above the reading."""
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     lengths = ", ".join(f"{contest.env_id} {contest.steps:,}" for contest in contests)
     settings = SETTINGS
+    first = f" --first-seed {seeds[0]}" if seeds[0] else ""
     text = f"""# PPO: ULTRA and Stable-Baselines3 with equal hyper-parameters
 
 ![Learning curves of both libraries]({path.with_suffix(".png").name})
 
-Lines are means over {seeds} seeds, bands the range from the lowest to the highest.
+Lines are means over {len(seeds)} seeds, bands the range from the lowest to the highest.
 
 {table(rows, [contest.env_id for contest in contests])}
 
@@ -387,11 +388,11 @@ on either side (no `VecNormalize`; `learn_statistics=False`). These are Stable-B
 {settings.environments} environments of {settings.rollout_steps} steps in place of one of {settings.samples:,}.
 
 - Environment steps: {lengths}
-- Seeds: 0 to {seeds - 1} for each library; equal seeds give unrelated random numbers in the two libraries
+- Seeds: {seeds[0]} to {seeds[-1]} for each library; equal seeds give unrelated random numbers in the two libraries
 - Versions: python {platform.python_version()}, {versions}
 - Machine: {os.cpu_count()} cores, {processor()}, {platform.system()}, shared with other work
 - Date: {date.today()}
-- Command: `python benchmarks/compare_with_sb3.py --seeds {seeds}`; all figures are in
+- Command: `python benchmarks/compare_with_sb3.py --seeds {len(seeds)}{first}`; all figures are in
   [{path.with_suffix(".csv").name}]({path.with_suffix(".csv").name})
 """
     old = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -403,6 +404,7 @@ on either side (no `VecNormalize`; `learn_statistics=False`). These are Stable-B
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compare ULTRA's PPO with that of Stable-Baselines3.")
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each library on each task (default: 5)")
+    parser.add_argument("--first-seed", type=int, default=0, help="further ones follow it (default: 0)")
     parser.add_argument(
         "--tasks",
         nargs="+",
@@ -422,13 +424,14 @@ def main() -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     contests = [contest for contest in CONTESTS if contest.env_id in options.tasks]
     try:
-        rows = run_missing(options.out.with_suffix(".csv"), contests, options.seeds)
+        seeds = range(options.first_seed, options.first_seed + options.seeds)
+        rows = run_missing(options.out.with_suffix(".csv"), contests, seeds)
     except UltraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    rows = [row for row in rows if row.seed < options.seeds]
+    rows = [row for row in rows if row.seed in seeds]
     chart(rows, options.tasks, options.out.with_suffix(".png"))
-    report(rows, contests, options.seeds, options.out.with_suffix(".md"))
+    report(rows, contests, seeds, options.out.with_suffix(".md"))
     print("\n" + table(rows, options.tasks))
     print("\nsteps/s were measured on a machine that may have done other work at the same time")
     return 0

@@ -90,7 +90,8 @@ class _Race:
         self._names, self._sign, self._allowance = case.task.card.fact_names, sign, allowance
         self._bench = whole_episodes(case, "analyse", allowance, PER_ENDING, PER_ENDLESS)
         self.longest = self._bench.horizon
-        self._prospect = _prospect(case, self.longest) if case.finishing and sign > 0 else None
+        # Where training promises nothing, looking on costs nothing.
+        self._prospect = _prospect(case, self.longest) if case.prospect > 0 and sign > 0 else None
         self._say = case.progress
         self.racers: list[_Racer] = []
 
