@@ -404,19 +404,6 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(name: str, tmp_pat
     assert [iteration.steps for iteration in seen] == [256, 384, 512]
 
 
-def test_the_mean_of_the_last_policies_comes_out_where_it_is_asked_for(tmp_path: Path) -> None:
-    task, path = get_task("hopper"), tmp_path / "checkpoint.npz"
-    steady = replace(TINY, anneal=False)
-    averaging = replace(steady, average=2)
-    whole = run(task, config=averaging)
-    third, fourth = (flatten(run(task, config=steady, iterations=count).params) for count in (3, 4))
-    for name, array in flatten(whole.params).items():
-        np.testing.assert_allclose(array, (third[name] + fourth[name]) / 2, rtol=1e-5, atol=1e-7, err_msg=name)
-    with pytest.raises(KeyboardInterrupt):  # after the first of the two
-        run(task, config=averaging, checkpoint=path, observer=interrupt_at(ITERATIONS))
-    assert_identical(whole, run(task, config=averaging, checkpoint=path))
-
-
 def test_pong_resumes_alike_on_any_number_of_workers(tmp_path: Path) -> None:
     task, path = get_task("pong"), tmp_path / "checkpoint.npz"
     whole = run(task, iterations=3, workers=1)

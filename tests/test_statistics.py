@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ultra.errors import UltraError
-from ultra.run import trend
 from ultra.statistics import (
     bootstrap_band,
     difference_interval,
@@ -24,6 +23,7 @@ from ultra.statistics import (
     performance_profile,
     probability_of_improvement,
     stratified_bootstrap,
+    trend,
 )
 
 Array = NDArray[np.float64]

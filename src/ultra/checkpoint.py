@@ -6,7 +6,7 @@ import io
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ultra.errors import RunDirectoryError
 from ultra.files import write_atomically
-from ultra.policy import Params, Policy, flatten, unflatten
+from ultra.policy import Policy, flatten, unflatten
 from ultra.tasks.batch import Snapshot
 
 if TYPE_CHECKING:
@@ -35,16 +35,6 @@ class Learner:
     policy: Policy
     optimizer_state: Any
     steps: int = 0
-    recent: list[Params] = field(default_factory=list)
-    """Weights after the last updates, where the trained policy is to be their mean."""
-
-    @property
-    def trained(self) -> Policy:
-        """The policy that comes out: the newest, or the mean of the recent ones."""
-        if not self.recent:
-            return self.policy
-        mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *self.recent)
-        return replace(self.policy, params=mean)
 
 
 class CheckpointFile:
@@ -116,11 +106,8 @@ def save_checkpoint(learner: Learner, environments: Environments) -> bytes:
     }
     arrays |= {f"params.{name}": array for name, array in flatten(learner.policy.params).items()}
     arrays |= {f"optimizer.{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(learner.optimizer_state))}
-    for i, params in enumerate(learner.recent):
-        arrays |= {f"recent.{i}.{name}": array for name, array in flatten(params).items()}
     header = {
         "steps": learner.steps,
-        "recent": len(learner.recent),
         "finished": episodes.finished,
         "normalizer": [normalizer.count, normalizer.reward_variance, normalizer.reward_count, normalizer.clip],
         "rng": environments.rng.bit_generator.state,
@@ -161,7 +148,7 @@ def _load(path: Path, learner: Learner, environments: Environments) -> list[Snap
             f"checkpoint {path} was made with {len(snapshots)} environments, not {environments.batch.size}: "
             f"continue with --ppo.environments {len(snapshots)}, or delete it to start this stage anew"
         )
-    params = _under("params.", arrays)
+    params = {k.removeprefix("params."): v for k, v in arrays.items() if k.startswith("params.")}
     if _shapes(params) != _shapes(flatten(learner.policy.params)):
         raise RunDirectoryError(
             f"checkpoint {path} was made with a policy of other shapes: delete it to start this stage anew"
@@ -187,8 +174,6 @@ def _load(path: Path, learner: Learner, environments: Environments) -> list[Snap
         raise RunDirectoryError(f"checkpoint {path} was made by another version: delete it to start this stage anew")
     learner.optimizer_state = jax.tree.unflatten(tree, leaves)
     learner.steps = header["steps"]
-    form = learner.policy.params.get("form")
-    learner.recent = [unflatten(_under(f"recent.{i}.", arrays), form) for i in range(header.get("recent", 0))]
     environments.rng.bit_generator.state = header["rng"]
     episodes = environments.episodes
     for name in ("returns", "lengths", "discounted", "ordinary"):
@@ -198,11 +183,6 @@ def _load(path: Path, learner: Learner, environments: Environments) -> list[Snap
     episodes.finished = header["finished"]
     environments.guidance.load_state(header["guidance"])
     return snapshots
-
-
-def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The arrays whose names begin so, under the rest of their names."""
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _shapes(arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:

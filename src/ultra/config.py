@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 from tyro.conf import arg
@@ -11,8 +11,6 @@ from ultra.errors import UltraError
 
 Method = Literal["none", "ppo", "random", "jsrl", "statemask-r", "rice", "ultra-a", "ultra-r", "ultra-ra"]
 METHODS: tuple[str, ...] = get_args(Method)
-FINISHED_AVERAGE = 4
-"""Updates whose weights are averaged where a finishing round trains to the end."""
 
 
 def takes_advice(method: str) -> bool:
@@ -54,14 +52,10 @@ class PPOConfig:
     """Weight of the value loss."""
     gradient_norm: float = 0.5
     """Gradients are scaled down to this norm."""
-    average: int | None = None
-    """The trained policy is the mean of the weights after so many last updates (Polyak averaging): one update more or
-    less can halve what the most likely actions earn. By default 4 where a finishing round trains to the end, else 1."""
 
     def __post_init__(self) -> None:
         for name in ("environments", "rollout_steps", "minibatch", "epochs"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _check(self.average is None or self.average >= 1, "average", self.average, "at least 1")
         _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
         for name in ("gamma", "gae_lambda"):
             _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
@@ -402,11 +396,6 @@ class RefineConfig:
     def finishes(self, number: int) -> bool:
         """Whether a round is the finishing one."""
         return number > self.rounds
-
-    def training(self, number: int) -> PPOConfig:
-        """Hyper-parameters of a round's training, with what they leave open."""
-        open_end = self.ppo.average is None and self.finishes(number)
-        return replace(self.ppo, average=FINISHED_AVERAGE) if open_end else self.ppo
 
     @property
     def round_steps(self) -> int:

@@ -37,9 +37,9 @@ from ultra.policy_files import load_policy, save_policy
 from ultra.ppo import train
 from ultra.progress import Reporter, TrainingLog
 from ultra.round_advice import RoundAdvice, audit_of_run, verification_left
-from ultra.run import STAGES, Run, read_curve, trend, versions
+from ultra.run import STAGES, Run, read_curve, versions
 from ultra.starting import Start, load_start, measure_start
-from ultra.statistics import difference_interval
+from ultra.statistics import difference_interval, trend
 from ultra.tasks import Task, get_task
 from ultra.tasks.batch import Batch
 from ultra.trajectories import Episodes, Trajectory, save_trajectory
@@ -254,7 +254,7 @@ class Refinement:
                 return train(
                     self.task,
                     self._policy(number),
-                    config.training(number),
+                    config.ppo,
                     share,
                     self._rng(number, "finetune"),
                     guidance=guidance,

@@ -300,7 +300,6 @@ def train(
             "raise --steps or lower --ppo.rollout-steps"
         )
     total = iterations * config.samples
-    averaged = config.average or 1
     budget = budget or StepBudget(steps)
     learner = Learner(policy, optimizer(config).init(policy.params))
     file = CheckpointFile(checkpoint)
@@ -324,8 +323,6 @@ def train(
                 learner.policy = replace(learner.policy, normalizer=normalizer)
             rate = config.learning_rate * (1 - fraction if config.anneal else 1)
             figures = improve(learner, rollout, config, rng, guidance, rate)
-            if averaged > 1 and learner.steps > total - averaged * config.samples:
-                learner.recent.append(learner.policy.params)
             if learn_statistics and task.image is None:
                 seen = rollout.observations.reshape(-1, task.observation_size)
                 learner.policy = replace(learner.policy, normalizer=normalizer.with_observations(seen))
@@ -340,7 +337,7 @@ def train(
         raise
     finally:
         batch.close()
-    return unstandardize(learner.trained, policy.normalizer) if standardized else learner.trained
+    return unstandardize(learner.policy, policy.normalizer) if standardized else learner.policy
 
 
 def _metrics(policy: Policy, environments: Environments) -> dict[str, float]:

@@ -14,8 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
-
 from ultra.budget import StepBudget
 from ultra.config import RefineConfig, TrainConfig
 from ultra.errors import RunDirectoryError
@@ -243,17 +241,6 @@ class CurveFile:
         if self._file is not None:
             self._file.close()
             self._file = None
-
-
-def trend(rows: list[list[float]]) -> float:
-    """How much the return of a learning curve rises with each step: the least-squares slope of its second half.
-
-    0 where there are too few rows, or where it falls.
-    """
-    late = rows[len(rows) // 2 :]
-    steps, returns = np.array([row[0] for row in late]), np.array([row[1] for row in late])
-    spread = steps - steps.mean() if len(late) > 1 else np.zeros(1)
-    return max(0.0, float(spread @ returns / (spread @ spread))) if spread.any() else 0.0
 
 
 def read_curve(path: Path) -> list[list[float]]:

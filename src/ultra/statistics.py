@@ -189,3 +189,14 @@ def interval_remark(runs: int) -> str:
             "time on a single task; read them as a rough guide and use 5 seeds or more (10 for 95%)."
         )
     return ""
+
+
+def trend(rows: list[list[float]]) -> float:
+    """How much the return of a learning curve rises with each step: the least-squares slope of its second half.
+
+    0 where there are too few rows, or where it falls.
+    """
+    late = rows[len(rows) // 2 :]
+    steps, returns = np.array([row[0] for row in late]), np.array([row[1] for row in late])
+    spread = steps - steps.mean() if len(late) > 1 else np.zeros(1)
+    return max(0.0, float(spread @ returns / (spread @ spread))) if spread.any() else 0.0
