@@ -118,8 +118,8 @@ class RoundAdvice:
             return None
         save_rules(chosen, self.folder / ADOPTED)
         say(f"finish    {len(chosen)} rule{'s' * (len(chosen) > 1)} that help became part of the policy:")
-        for rule in chosen:
-            say(f"          {rule.explanation}")
+        for words in dict.fromkeys(rule.explanation for rule in chosen):  # rules of one idea share theirs
+            say(f"          {words}")
         return policy
 
     def _verify_advice(self, advice: list[Advice], allowance: int) -> tuple[list[Advice], list[Verification]]:
