@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import os
 import platform
 import sys
 import time
@@ -30,6 +29,9 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.speed import machine
 
 from ultra.config import PPOConfig
 from ultra.errors import UltraError
@@ -340,16 +342,6 @@ def chart(rows: list[Row], tasks: list[str], path: Path) -> None:
     pyplot.close(figure)
 
 
-def processor() -> str:
-    """The processor's model name, as far as the system tells."""
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def report(rows: list[Row], contests: list[Contest], seeds: range, path: Path) -> str:
     """The Markdown file; returns what it says above the reading."""
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
@@ -390,7 +382,7 @@ on either side (no `VecNormalize`; `learn_statistics=False`). These are Stable-B
 - Environment steps: {lengths}
 - Seeds: {seeds[0]} to {seeds[-1]} for each library; equal seeds give unrelated random numbers in the two libraries
 - Versions: python {platform.python_version()}, {versions}
-- Machine: {os.cpu_count()} cores, {processor()}, {platform.system()}, shared with other work
+- Machine: {machine()}, {platform.system()}, shared with other work
 - Date: {date.today()}
 - Command: `python benchmarks/compare_with_sb3.py --seeds {len(seeds)}{first}`; all figures are in
   [{path.with_suffix(".csv").name}]({path.with_suffix(".csv").name})
