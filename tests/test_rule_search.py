@@ -20,9 +20,12 @@ from ultra.collection import collect
 from ultra.config import AnalyseConfig, CollectConfig, EvaluateConfig, RefineConfig, VerifyConfig
 from ultra.expression import parse
 from ultra.pipeline import Refinement
+from ultra.policy import Policy
 from ultra.policy_files import load_policy
 from ultra.progress import Reporter
 from ultra.tasks import Task, get_task, shipped
+from ultra.tasks.batch import Batch
+from ultra.trajectories import Trajectory
 
 CONFIG = RefineConfig(
     task="short-hopper",
@@ -44,6 +47,22 @@ def short_hopper() -> Task:
 def _short_task() -> Iterator[None]:
     with registered({"short-hopper": f"{__name__}:short_hopper"}):
         yield
+
+
+def case_of(task: Task, policy: Policy, batch: Batch, episodes: list[Trajectory], steps: int) -> Case:
+    """What an analyst is given, with a budget of its own."""
+    return Case(
+        task=task,
+        policy=policy,
+        episodes=episodes,
+        config=AnalyseConfig(),
+        gamma=0.99,
+        batch=batch,
+        replay=batch,
+        budget=StepBudget(steps),
+        allowance=0,
+        rng=np.random.default_rng(0),
+    )
 
 
 def verified(config: RefineConfig, path: Path) -> tuple[list[Rule], Refinement]:
@@ -87,21 +106,8 @@ def test_rules_of_search_are_one_threshold_and_one_small_change(tmp_path: Path) 
 def test_a_finishing_round_gives_up_ideas_that_add_less_than_training_may(prospect: float) -> None:
     task, policy = short_hopper(), load_policy(Path(CONFIG.policy))
     batch, told = task.make_batch(8), list[str]()
-    case = Case(
-        task=task,
-        policy=policy,
-        episodes=collect(task, policy, [1, 2], 0.99),
-        config=AnalyseConfig(rules=1.0),
-        gamma=0.99,
-        batch=batch,
-        replay=batch,
-        budget=StepBudget(20_000),
-        allowance=20_000,
-        rng=np.random.default_rng(0),
-        progress=told.append,
-        finishing=True,
-        prospect=prospect,
-    )
+    case = case_of(task, policy, batch, collect(task, policy, [1, 2], 0.99), steps=20_000)
+    case = replace(case, progress=told.append, finishing=True, prospect=prospect)
     found = search_rules(case, 20_000, 1.0, "search")
     batch.close()
     assert bool(found) == (prospect == 0)
@@ -122,18 +128,7 @@ def pong() -> Iterator[tuple[Case, list[Idea]]]:
     task, policy = get_task("pong"), load_policy(Path(ultra.__file__).parent / "policies" / "pong")
     batch = task.make_batch(4, 1)
     episodes = collect(task, policy, [1, 2, 3], 0.99, longest=400, workers=1)
-    case = Case(
-        task=task,
-        policy=policy,
-        episodes=episodes,
-        config=AnalyseConfig(),
-        gamma=0.99,
-        batch=batch,
-        replay=batch,
-        budget=StepBudget(10_000),
-        allowance=0,
-        rng=np.random.default_rng(0),
-    )
+    case = case_of(task, policy, batch, episodes, steps=10_000)
     yield case, list(ideas(case, case.task.card.matched, 2_000))
     batch.close()
 

@@ -237,8 +237,9 @@ class Refinement:
         with ExitStack() as stack:
             guidance: Guidance = NoGuidance()
             reserved = 0
-            end = config.steps if config.finishes(number) else number * config.round_steps
+            end = number * config.round_steps
             if config.finishes(number):
+                end = config.steps
                 self.reporter.say("finish    training goes on with the steps that are left")
             elif takes_advice(config.method):
                 with self.case(number, "finetune") as case:

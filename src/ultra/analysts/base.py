@@ -58,6 +58,11 @@ class Case:
     prospect: float = 0.0
     """What training with the steps that are left may add to an episode's return: it is worth no rule that adds less."""
 
+    @property
+    def ends(self) -> bool:
+        """Whether some episodes end by themselves, before their time limit."""
+        return any(episode.terminated for episode in self.episodes)
+
     def snapshot(self, state: CriticalState) -> Snapshot:
         """The complete state behind a critical state; replayed steps are charged."""
         space = self.task.action_space
@@ -82,7 +87,7 @@ def whole_episodes(case: Case, purpose: str, allowance: int, ending: int, endles
             which may come late;
         endless: and so many where all go on, the sooner alike.
     """
-    count = ending if any(episode.terminated for episode in case.episodes) else endless
+    count = ending if case.ends else endless
     shortest = SHORTEST_FINISHING if case.finishing else case.config.horizon
     longest = min(case.task.time_limit, max(allowance // count, shortest))
     return Bench(

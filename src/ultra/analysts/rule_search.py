@@ -144,6 +144,5 @@ class _Race:
 
 def _prospect(case: Case, longest: int) -> float:
     """What training on may add to the return of `longest` steps."""
-    ends = any(episode.terminated for episode in case.episodes)
-    whole = float(np.mean([len(episode) for episode in case.episodes])) if ends else case.task.time_limit
+    whole = float(np.mean([len(episode) for episode in case.episodes])) if case.ends else case.task.time_limit
     return case.prospect * min(1.0, longest / whole)
