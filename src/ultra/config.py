@@ -87,6 +87,20 @@ class CollectConfig:
 
 
 @dataclass(frozen=True)
+class LateConfig:
+    """Where a finishing round follows, the best of a training's last policies goes on, not the very last one."""
+
+    policies: int = 8
+    """How many of them are compared; 1 takes the last one."""
+    share: float = 0.04
+    """Share of the budget for comparing them, at most."""
+
+    def __post_init__(self) -> None:
+        _check(self.policies >= 1, "policies", self.policies, "at least 1")
+        _check(0 < self.share < 1, "share", self.share, "between 0 and 1")
+
+
+@dataclass(frozen=True)
 class AnalyseConfig:
     """Stage 2: critical states and advice."""
 
@@ -365,6 +379,7 @@ class RefineConfig:
     collect: CollectConfig = field(default_factory=CollectConfig)
     analyse: AnalyseConfig = field(default_factory=AnalyseConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)
+    late: LateConfig = field(default_factory=LateConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)

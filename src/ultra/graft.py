@@ -53,7 +53,8 @@ def graft(policy: Policy, rules: Sequence[Rule], names: Sequence[str], episodes:
 
     Args:
         policy: with at least one hidden layer of tanh or ReLU units, two for guards of several comparisons.
-        rules: each with a plan of one step, and guards that exclude each other.
+        rules: each with a plan of one step. Where several guards hold, changes of continuous actions add up; those of
+            discrete actions must exclude each other.
         names: of the facts.
         episodes: visited states, with observations and facts.
 
@@ -66,7 +67,7 @@ def graft(policy: Policy, rules: Sequence[Rule], names: Sequence[str], episodes:
     reading = _Reading(policy, observations, facts, names)
     guards = [parse(rule.guard, names) for rule in rules]
     held = np.stack([guard.evaluate(facts) for guard in guards], axis=1)
-    if held.sum(axis=1).max() > 1:
+    if not isinstance(shape.action_space, Continuous) and held.sum(axis=1).max() > 1:
         raise GraftError("two of them hold in the same state")
     params = policy.params
     for rule, guard in zip(rules, guards, strict=True):

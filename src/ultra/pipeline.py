@@ -31,12 +31,13 @@ from ultra.graft import GraftError, check_takes_rules
 from ultra.guidance.base import Guidance, NoGuidance
 from ultra.guidance.methods import STAGES as METHOD_STAGES
 from ultra.guidance.methods import STARTS, allowance_of, analysis_of, analyst_of, baseline, check_budget
+from ultra.late_policies import BEFORE, CHOSEN, LatePolicies, choose, lead
 from ultra.opening import open_policy
 from ultra.policy import Policy, check_fits
 from ultra.policy_files import load_policy, save_policy
 from ultra.ppo import train
 from ultra.progress import Reporter, TrainingLog
-from ultra.round_advice import RoundAdvice, audit_of_run, verification_left
+from ultra.round_advice import RoundAdvice, audit_of_run, verification_needed
 from ultra.run import STAGES, Run, read_curve, versions
 from ultra.starting import Start, load_start, measure_start
 from ultra.statistics import difference_interval, trend
@@ -227,7 +228,14 @@ class Refinement:
             grafted = RoundAdvice(self.run, case, number).grafted(self.reporter.say)
         if grafted is not None:
             return grafted
-        return self._train(number) if self.budget.remaining >= self.config.ppo.samples else self._policy(number)
+        enough = self.budget.remaining - self._for_choice(number) >= self.config.ppo.samples
+        return self._train(number) if enough else self._policy(number)
+
+    def _for_choice(self, number: int) -> int:
+        """Steps that a round keeps for choosing one of its last policies."""
+        config = self.config
+        last = config.finishing and number >= config.rounds and config.late.policies > 1
+        return int(config.late.share * config.steps) if last else 0
 
     def _train(self, number: int) -> Policy:
         """Train with the round's advice or the method's guidance; in the finishing round plainly, to the end."""
@@ -247,12 +255,14 @@ class Refinement:
                     guidance, reserved = advice.guidance(stack, self.reporter.say)
             elif config.method != "ppo":
                 guidance = self._baseline(number)
-            share = end - self.budget.used - reserved
+            choosing = self._for_choice(number)
+            late = LatePolicies(folder / "late", config.late.policies) if choosing else None
+            share = end - self.budget.used - reserved - choosing
             offset = self.budget.used
             with self.reporter.bar("train", share) as update:
                 log = TrainingLog(self.run.path, offset, update)
                 stack.callback(log.close)
-                return train(
+                policy = train(
                     self.task,
                     self._policy(number),
                     config.ppo,
@@ -263,8 +273,24 @@ class Refinement:
                     budget=self.budget,
                     observer=log,
                     checkpoint=folder / "checkpoint.npz",
+                    late=late,
                     workers=config.workers,
                 )
+        return policy if late is None else self._choose(number, late, choosing)
+
+    def _choose(self, number: int, late: LatePolicies, allowance: int) -> Policy:
+        """The best of a round's last policies and the one with which it began."""
+        rng = np.random.default_rng([self.config.seed, number, len(STAGES), 2])
+        return choose(
+            [*late.load(), (BEFORE, self._policy(number))],
+            self.task,
+            allowance,
+            self.budget,
+            rng,
+            workers=self.config.workers,
+            record=self.run.round(number) / CHOSEN,
+            say=self.reporter.say,
+        )
 
     def evaluate(self) -> dict[str, Any]:
         """Compare the starting policy and the last one on fresh seeds; keep the better; write the result."""
@@ -327,7 +353,12 @@ class Refinement:
         """Steps for a round's analysis; in the finishing round what verification, which comes last, can spare."""
         if not self.config.finishes(number):
             return int(allowance_of(self.config) * self.config.round_steps)
-        return max(0, self.budget.remaining - verification_left(self.config, self.budget))
+        return max(0, self.budget.remaining - verification_needed(self.config, self.budget, self.task.time_limit))
+
+    def _prospect(self, number: int) -> float:
+        """What training on may add to the return of the policy with which the finishing round begins."""
+        ahead = lead(self.run.round(number - 1) / CHOSEN)
+        return max(0.0, trend(read_curve(self.run.curve)) * self.budget.remaining - ahead)
 
     def _failed(self, number: int) -> list[Advice]:
         """Advice of the round before that was tried and did not help, the most harmful first."""
@@ -380,7 +411,7 @@ class _CaseContext:
             ppo=config.ppo,
             workers=config.workers,
             finishing=finishing,
-            prospect=trend(read_curve(own.run.curve)) * own.budget.remaining if finishing else 0.0,
+            prospect=own._prospect(self._number) if finishing else 0.0,
         )
 
     def __exit__(self, *error: object) -> None:

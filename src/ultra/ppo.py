@@ -24,6 +24,7 @@ from ultra.checkpoint import CheckpointFile, Learner
 from ultra.config import PPOConfig
 from ultra.errors import DivergedError, UltraError
 from ultra.guidance.base import Guidance, LossTerm, NoGuidance
+from ultra.late_policies import LatePolicies
 from ultra.policy import Architecture, Params, Policy, actor_critic, entropy, log_prob, normalize
 from ultra.rollout import Environments, Rollout
 from ultra.standardize import standardize, unstandardize
@@ -267,6 +268,7 @@ def train(
     budget: StepBudget | None = None,
     observer: Callable[[Iteration], None] = lambda iteration: None,
     checkpoint: Path | None = None,
+    late: LatePolicies | None = None,
     workers: int = 0,
 ) -> Policy:
     """Train a policy with PPO.
@@ -284,6 +286,7 @@ def train(
         budget: charged `train` steps.
         observer: called after every iteration.
         checkpoint: file from which to resume if it exists, and to write.
+        late: keeps some of the last policies.
         workers: cores for stepping; 0 uses all.
 
     Returns:
@@ -301,6 +304,10 @@ def train(
         )
     total = iterations * config.samples
     budget = budget or StepBudget(steps)
+
+    def trained() -> Policy:
+        return unstandardize(learner.policy, policy.normalizer) if standardized else learner.policy
+
     learner = Learner(policy, optimizer(config).init(policy.params))
     file = CheckpointFile(checkpoint)
     batch = task.make_batch(config.environments, workers or None)
@@ -332,12 +339,14 @@ def train(
             metrics |= _metrics(learner.policy, environments)
             returns = tuple(environments.episodes.recent_returns)
             observer(Iteration(learner.steps, total, seconds, returns, metrics))
+            if late is not None and late.wants(learner.steps // config.samples, iterations):
+                late.keep(learner.steps, trained())
     except BaseException:
         file.flush()
         raise
     finally:
         batch.close()
-    return unstandardize(learner.policy, policy.normalizer) if standardized else learner.policy
+    return trained()
 
 
 def _metrics(policy: Policy, environments: Environments) -> dict[str, float]:

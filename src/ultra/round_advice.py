@@ -25,7 +25,7 @@ from ultra.advice import (
     save_rules,
     trusted,
 )
-from ultra.analysts.base import Case, whole_episodes
+from ultra.analysts.base import SHORTEST_FINISHING, Case, whole_episodes
 from ultra.analysts.random import random_plan
 from ultra.budget import StepBudget
 from ultra.config import RefineConfig, takes_advice
@@ -34,6 +34,7 @@ from ultra.fidelity import AUDIT_SHARE, AUDIT_STEPS, fidelity_of_case
 from ultra.files import write_json
 from ultra.graft import GraftError, graft
 from ultra.guidance.ultra import UltraGuidance
+from ultra.plans import Plan
 from ultra.policy import Policy
 from ultra.reporting import adopted_rules, describe_fidelity
 from ultra.run import STAGES, Run
@@ -144,7 +145,7 @@ class RoundAdvice:
         if not tried:
             return rules, 0
         names = self.case.task.card.fact_names
-        habits = {rule.guard: Habit(parse(rule.guard, names), plan) for rule, plan in tried}
+        habits = {rule.guard: Habit(parse(rule.guard, names), plan, self._adds(plan)) for rule, plan in tried}
         groups = {rule.guard: rule.group for rule, _ in tried}
         # The allowance must last for a first look at every group and at two sets; where episodes go on, for two looks.
         units = len(rule_units(groups))
@@ -153,6 +154,10 @@ class RoundAdvice:
         config = replace(self.config.verify, branches=min(self.config.verify.branches, MOST_EPISODES))
         found = verify_rules(habits, groups, bench, config)
         return [replace(rule, **found.get(rule.guard, {})) for rule in rules], allowance - bench.left
+
+    def _adds(self, plan: Plan) -> bool:
+        """Whether a rule's changes add up with others', as they will in the network."""
+        return self.case.finishing and plan.relative and len(plan) == 1
 
     def _bench(self, allowance: int) -> Bench:
         case, horizon = self.case, self.config.analyse.horizon
@@ -231,6 +236,12 @@ class RoundAdvice:
 def verification_left(config: RefineConfig, budget: StepBudget) -> int:
     """Steps that verification may still take of its share of the whole budget."""
     return max(0, int(config.verify.share * config.steps) - budget.spent["verify"])
+
+
+def verification_needed(config: RefineConfig, budget: StepBudget, time_limit: int) -> int:
+    """Steps that are kept for verification in the finishing round: for one idea, and no more than it may take."""
+    longest = max(2 * MOST_EPISODES * min(time_limit, SHORTEST_FINISHING), 2 * FIRST_LOOK * time_limit)
+    return min(longest, verification_left(config, budget))
 
 
 def verification_allowance(config: RefineConfig, number: int, budget: StepBudget) -> int:

@@ -25,6 +25,8 @@ class Habit:
 
     guard: Expression
     plan: Plan
+    adds: bool = False
+    """A relative plan of one step that is added to whatever is done, as a unit of a network would."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Branch:
     strength: float = 1.0
     """Factor of a relative plan."""
     habits: tuple[Habit, ...] = ()
-    """Followed throughout; where several guards hold, the first one counts."""
+    """Followed throughout; where several guards hold, the first one counts, and all those that add."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,9 @@ class _Slots:
         self._habits = list(dict.fromkeys(habit for branch in branches for habit in branch.habits))
         self._guards = Guards([habit.guard for habit in self._habits])
         self._first_habit = len(with_plan)
+        self._adding = [column for column, habit in enumerate(self._habits) if habit.adds]
+        self._changes = np.array([self._habits[column].plan.expand()[0] for column in self._adding])
+        self._added: NDArray[np.float32] | None = None
         self._table = PlanTable(
             [*(branch.plan for branch in with_plan if branch.plan is not None), *(h.plan for h in self._habits)],
             [*(branch.strength for branch in with_plan), *(1.0 for _ in self._habits)],
@@ -205,12 +210,17 @@ class _Slots:
             return
         facts = self._batch.facts()
         held = self._guards.evaluate(facts, self._before.of(facts)) & self._has
+        if self._adding:
+            self._added = held[:, self._adding].astype(np.float32) @ self._changes
+            held[:, self._adding] = False
         begun = np.flatnonzero((self._rows < 0) & held.any(axis=1))
         self._rows[begun] = self._first_habit + held[begun].argmax(axis=1)
         self._positions[begun] = 0
 
     def planned(self, actions: Actions) -> Actions:
         """The policy's actions with those of the plans put in."""
+        if self._added is not None:
+            actions = actions + self._added
         where = np.flatnonzero(self._rows >= 0)
         if len(where):
             actions = actions.copy()

@@ -199,16 +199,27 @@ class Bench:
         self._charge(sum(paired.steps for paired in results))
         return results
 
-    def returns(self, proposals: Sequence[Proposal], seeds: Sequence[int]) -> NDArray[np.float64]:
-        """What each proposal gives with each seed (proposals, seeds), without a comparison; charges the steps."""
+    def returns(
+        self, proposals: Sequence[Proposal], seeds: Sequence[int], longest: int | None = None
+    ) -> NDArray[np.float64]:
+        """Rewards that each proposal gets with each seed (proposals, seeds), without a comparison; charges the steps.
+
+        Where many compete the critic's value at a cut is left out: whatever it is wrong about would win.
+
+        Args:
+            proposals: what competes.
+            seeds: of the episodes.
+            longest: of them, if less than the horizon.
+        """
+        longest = self.horizon if longest is None else longest
         branches = [
-            proposal.branch(Branch(seed, self.horizon, proposal.start, reset_seed=seed), 1.0)
+            proposal.branch(Branch(seed, longest, proposal.start, reset_seed=seed), 1.0)
             for proposal in proposals
             for seed in seeds
         ]
         outcomes = simulate(self._batch, self._policy, branches, self._gamma, deterministic=not self._sampled)
         self._charge(sum(outcome.steps for outcome in outcomes))
-        return np.array([outcome.value for outcome in outcomes]).reshape(len(proposals), len(seeds))
+        return np.array([outcome.reward for outcome in outcomes]).reshape(len(proposals), len(seeds))
 
     def _charge(self, steps: int) -> None:
         self._budget.charge(self._purpose, steps)

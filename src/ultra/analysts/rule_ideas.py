@@ -145,13 +145,13 @@ def _change(space: Continuous, actuator: int, size: float) -> Plan:
 
 
 def _idea(case: Case, parts: list[tuple[str, Plan]]) -> Idea:
-    card, space = case.task.card, case.task.action_space
-    words = "; ".join(
-        f"{'add ' if plan.relative else ''}{card.describe_action(plan.segments[0].action, space)} "
-        f"{'always' if guard == EVERYWHERE else f'where {guard}'}"
-        for guard, plan in parts
-    )
-    return Idea(tuple(parts), words)
+    return Idea(tuple(parts), "; ".join(in_words(case, guard, plan) for guard, plan in parts))
+
+
+def in_words(case: Case, guard: str, plan: Plan) -> str:
+    """A rule whose plan is one step long, for a person."""
+    action = case.task.card.describe_action(plan.segments[0].action, case.task.action_space)
+    return f"{'add ' if plan.relative else ''}{action} {'always' if guard == EVERYWHERE else f'where {guard}'}"
 
 
 def _controllers(case: Case, facts: NDArray[np.float64], effects: Effects, columns: list[int]) -> Iterator[Idea]:

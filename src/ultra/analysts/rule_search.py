@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 
 from ultra.advice import Rule
 from ultra.analysts.base import Case, whole_episodes
+from ultra.analysts.rule_climb import climb
 from ultra.analysts.rule_ideas import Idea, ideas
 from ultra.graft import readable_facts
+from ultra.spaces import Continuous
 from ultra.verification import Proposal
 
 TOGETHER = 8
 """Ideas that play their first episode at once."""
 SCREENING = 0.6
 """Share of the steps for first episodes."""
-PROBING = 0.2
-"""After so large a share of the steps it is asked whether any idea is worth more than training on."""
 SEMIFINAL, FINAL = 5, 2
 """Then so many of the best ideas play two more episodes, and so many four by four as long as there are steps."""
 PER_ENDING, PER_ENDLESS = 24, 32
@@ -54,6 +54,8 @@ def search_rules(case: Case, allowance: int, sign: float, source: str, kept: int
     columns = case.task.card.matched
     if case.finishing:
         columns = columns[readable_facts(case.policy, case.episodes)[columns]]
+        if sign > 0 and isinstance(case.task.action_space, Continuous):
+            return climb(case, columns, allowance, source)
     used = case.budget.used
     pool = ideas(case, columns, int(MEASURING * allowance), controllers=sign > 0)
     first = list(islice(pool, TOGETHER))  # measures what actions do
@@ -90,38 +92,14 @@ class _Race:
         self._names, self._sign, self._allowance = case.task.card.fact_names, sign, allowance
         self._bench = whole_episodes(case, "analyse", allowance, PER_ENDING, PER_ENDLESS)
         self.longest = self._bench.horizon
-        # Where training promises nothing, looking on costs nothing.
-        self._prospect = _prospect(case, self.longest) if case.prospect > 0 and sign > 0 else None
-        self._say = case.progress
         self.racers: list[_Racer] = []
 
     def screen(self, first: list[Idea], pool: Iterator[Idea]) -> None:
-        """One episode of each idea, all from the same start, as long as the share for that lasts.
-
-        None stays in the race if, after a part of them, the best adds less than training may: the best of several in
-        one episode is flattered, so what falls behind even so is safely given up.
-        """
-        seeds, asked = self._bench.seeds(1), self._prospect is None
+        """One episode of each idea, all from the same start, as long as the share for that lasts."""
+        seeds = self._bench.seeds(1)
         while first and self._bench.left > (1 - SCREENING) * self._allowance and self._bench.affordable(len(first)):
             self._play([_Racer(idea, np.zeros(0)) for idea in first], seeds)
-            if not asked and self._bench.left <= (1 - PROBING) * self._allowance:
-                asked = True
-                if not self._worthwhile(seeds):
-                    self.racers = []
-                    return
             first = list(islice(pool, TOGETHER))
-
-    def _worthwhile(self, seeds: tuple[int, ...]) -> bool:
-        """Whether the best so far adds more to the policy's own return than training with the steps left promises."""
-        assert self._prospect is not None
-        if not self._bench.affordable(1):
-            return True
-        gain = float(self.racers[0].returns.mean() - self._bench.returns([Proposal()], seeds).mean())
-        if gain <= self._prospect:
-            self._say(
-                f"the best of {len(self.racers)} ideas adds {gain:.3g} to an episode, training on {self._prospect:.3g}"
-            )
-        return gain > self._prospect
 
     def play(self, best: int, episodes: int) -> bool:
         """More episodes of the best ideas, from the same starts, if there are as many steps; returns whether."""
@@ -140,9 +118,3 @@ class _Race:
         others = [racer for racer in self.racers if racer not in racers]
         # What played more is ahead of what did not: one lucky episode is not held against several.
         self.racers = sorted([*others, *played], key=lambda racer: (-len(racer.returns), -racer.returns.mean()))
-
-
-def _prospect(case: Case, longest: int) -> float:
-    """What training on may add to the return of `longest` steps."""
-    whole = float(np.mean([len(episode) for episode in case.episodes])) if case.ends else case.task.time_limit
-    return case.prospect * min(1.0, longest / whole)

@@ -1,0 +1,154 @@
+"""Rules on top of rules: hill climbing over small pushes, in whole episodes, from a policy that was trained.
+
+An evolution strategy of one parent (Beyer and Schwefel, Natural Computing 1, 2002): some ideas are tried on top of
+what was found so far, the better ones again, and what then adds most is kept. What comes out has been lucky too, so
+only `ultra.verification`, in fresh episodes, says what all of it together is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ultra.advice import Rule
+from ultra.analysts.base import Case, whole_episodes
+from ultra.analysts.rule_ideas import Idea, ideas, in_words
+from ultra.expression import parse
+from ultra.plans import Plan, Segment
+from ultra.simulate import Habit
+from ultra.verification import Proposal
+
+TOGETHER = 8
+"""New ideas that are tried in one episode each, on each level."""
+FINALISTS, AGAIN = 2, 2
+"""So many of them are tried in so many episodes more."""
+PROBING = 0.25
+"""After so large a share of the steps it is asked whether climbing is worth more than training on."""
+ROOM = 1.5
+"""Episodes are not cut shorter than so many times what they usually last."""
+PER_ENDING, PER_ENDLESS = 24, 64
+"""Episodes are cut such that so many can be played: where some end by themselves, and where all go on."""
+
+_Pushes = dict[str, NDArray[np.float32]]
+"""What is added to the action where each guard holds."""
+
+
+def climb(case: Case, columns: NDArray[np.intp], allowance: int, source: str) -> list[Rule]:
+    """Rules, as one group, put on top of each other as long as there were steps; none if training promises more.
+
+    Args:
+        case: policy, episodes and means to look closer; actions are continuous.
+        columns: facts that guards may name.
+        allowance: most steps.
+        source: who proposes them.
+    """
+    pool = ideas(case, columns, 0)
+    way = _Climb(case, allowance)
+    asked = False
+    while way.step(pool):
+        if not asked and way.spent >= PROBING * allowance:
+            asked = True
+            training = _promised(case, way.horizon) * way.spent
+            if way.gained < training:
+                case.progress(f"{way.tried} ideas add {way.gained:.3g} to an episode, training on {training:.3g}")
+                return []
+    case.progress(
+        f"tried {way.tried} ideas in episodes of at most {way.horizon} steps: rules under {len(way.pushes)} guards add "
+        f"{way.gained:.3g}"
+    )
+    return [_rule(case, guard, push, source, way.tried) for guard, push in way.pushes.items()]
+
+
+class _Climb:
+    """What was put together so far, and what it seemed to gain.
+
+    Attributes:
+        pushes: that are followed.
+        tried: ideas.
+        gained: sum of the gains when each was taken, in the return of an episode.
+    """
+
+    def __init__(self, case: Case, allowance: int) -> None:
+        self._names, self._allowance = case.task.card.fact_names, allowance
+        self._bench = whole_episodes(case, "analyse", allowance, PER_ENDING, PER_ENDLESS)
+        self._expression = cache(lambda guard: parse(guard, self._names))
+        self._usual = float(np.mean([len(episode) for episode in case.episodes]))
+        self._taken: list[Idea] = []
+        self.pushes: _Pushes = {}
+        self.tried, self.gained = 0, 0.0
+
+    @property
+    def horizon(self) -> int:
+        """Steps of an episode, at most."""
+        return self._bench.horizon
+
+    @property
+    def spent(self) -> int:
+        """Steps."""
+        return self._allowance - self._bench.left
+
+    def step(self, pool: Iterator[Idea]) -> bool:
+        """Try some ideas on top; returns whether there were ideas and steps for that."""
+        # It must fit into the steps that are left even if no episode ends early.
+        longest = min(self.horizon, self._bench.left // (1 + len(self._taken) + TOGETHER + (1 + FINALISTS) * AGAIN))
+        if longest < min(self.horizon, ROOM * self._usual):
+            return False
+        drawn = [*self._taken, *islice(pool, TOGETHER)]  # what was taken last may lead on
+        if drawn:
+            self.tried += len(drawn)
+            self._try(drawn, longest)
+        return bool(drawn)
+
+    def _try(self, drawn: list[Idea], longest: int) -> None:
+        ways = [self.pushes, *(_on_top(self.pushes, idea) for idea in drawn)]
+        before, self._taken = self._bench.left, []
+        first = self._returns(ways, 1, longest)
+        self._usual = (before - self._bench.left) / len(ways)
+        best = [0, *(1 + np.argsort(-first[1:, 0], kind="stable")[:FINALISTS]).tolist()]
+        if first[best[1], 0] <= first[0, 0]:
+            return
+        again = self._returns([ways[row] for row in best], AGAIN, longest)
+        means = np.concatenate([first[best], again], axis=1).mean(axis=1)
+        winner = int(means.argmax())
+        if winner:
+            self.pushes, self._taken = ways[best[winner]], [drawn[best[winner] - 1]]
+            self.gained += float(means[winner] - means[0])
+
+    def _returns(self, ways: Sequence[_Pushes], episodes: int, longest: int) -> NDArray[np.float64]:
+        """What each way gets (ways, episodes), from the same starts."""
+        proposals = [
+            Proposal(
+                habits=tuple(Habit(self._expression(guard), _plan(push), adds=True) for guard, push in way.items())
+            )
+            for way in ways
+        ]
+        return self._bench.returns(proposals, self._bench.seeds(episodes), longest)
+
+
+def _on_top(found: _Pushes, idea: Idea) -> _Pushes:
+    """An idea in addition; pushes under the same guard become one."""
+    grown = dict(found)
+    for guard, plan in idea.parts:
+        push = plan.expand()[0]
+        grown[guard] = grown[guard] + push if guard in grown else push
+    return grown
+
+
+def _plan(push: NDArray[np.float32]) -> Plan:
+    return Plan((Segment(tuple(float(f"{value:.4g}") for value in push)),), relative=True)
+
+
+def _rule(case: Case, guard: str, push: NDArray[np.float32], source: str, tried: int) -> Rule:
+    plan = _plan(push)
+    words = f"{in_words(case, guard, plan)}: put together with others from {tried} ideas, tried in whole episodes"
+    return Rule(guard, plan, 0.0, words, source, group="climb")
+
+
+def _promised(case: Case, longest: int) -> float:
+    """What a step of training may add to the return of `longest` steps."""
+    whole = float(np.mean([len(episode) for episode in case.episodes])) if case.ends else case.task.time_limit
+    return case.prospect / max(1, case.budget.remaining) * min(1.0, longest / whole)

@@ -1,0 +1,87 @@
+"""The best of a training's last policies goes on: what is kept, what is chosen, and what it costs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ultra.budget import StepBudget
+from ultra.config import PPOConfig
+from ultra.late_policies import BEFORE, LAST, LatePolicies, choose, lead
+from ultra.policy import Architecture, Policy, create_policy, flatten
+from ultra.policy_files import SHIPPED, load_policy
+from ultra.ppo import train
+from ultra.tasks import Task, shipped
+
+
+def same(one: Policy, other: Policy) -> bool:
+    mine, theirs = flatten(one.params), flatten(other.params)
+    return all(np.array_equal(array, theirs[name]) for name, array in mine.items())
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return replace(shipped.hopper(), time_limit=100)
+
+
+@pytest.fixture(scope="module")
+def good() -> Policy:
+    return load_policy(SHIPPED / "hopper")
+
+
+@pytest.fixture(scope="module")
+def poor(task: Task) -> Policy:
+    return create_policy(Architecture(task.observation_size, task.action_space), np.random.default_rng(0))
+
+
+@given(iterations=st.integers(1, 500), most=st.integers(2, 12))
+def test_so_many_are_kept_of_the_last_part_and_the_last_one_always(iterations: int, most: int) -> None:
+    late = LatePolicies(Path("unused"), most)
+    kept = [number for number in range(1, iterations + 1) if late.wants(number, iterations)]
+    assert kept[-1] == iterations
+    assert len(kept) <= most
+    assert kept == [iterations] or kept[0] > (1 - LAST) * iterations - 1
+    assert len(set(np.diff(kept).tolist())) <= 1
+
+
+def test_training_keeps_policies_and_a_resumed_one_the_same(task: Task, good: Policy, tmp_path: Path) -> None:
+    config = PPOConfig(environments=4, rollout_steps=32)
+    late = LatePolicies(tmp_path / "late", 2)
+    last = train(task, good, config, 10 * config.samples, np.random.default_rng(0), late=late, workers=1)
+    named = late.load()
+    assert [name for name, _ in named] == ["after 1,280 steps", "after 1,152 steps"]
+    assert same(named[0][1], last)
+    assert not same(named[1][1], last)
+
+
+def test_the_better_policy_is_chosen_within_the_allowance(
+    task: Task, good: Policy, poor: Policy, tmp_path: Path
+) -> None:
+    budget, told = StepBudget(10_000), list[str]()
+    named = [("after 300 steps", poor), ("after 200 steps", good), ("after 100 steps", poor), (BEFORE, poor)]
+    chosen = choose(
+        named, task, 2000, budget, np.random.default_rng(0), workers=1, record=tmp_path / "late.json", say=told.append
+    )
+    assert same(chosen, good)
+    assert 0 < budget.spent["collect"] == budget.used <= 2000
+    assert "of 4 policies the one after 200 steps" in told[0]
+    found = json.loads((tmp_path / "late.json").read_text())
+    assert [len(means) for means in found["rounds"]] == [4, 3]
+    # Training on leads to policies like the mean of those that it made.
+    first = found["rounds"][0]
+    made = [first[name] for name, _ in named[:3]]
+    assert lead(tmp_path / "late.json") == pytest.approx(first["after 200 steps"] - np.mean(made))
+    assert lead(tmp_path / "nothing.json") == 0
+
+
+def test_where_nothing_tells_policies_apart_the_last_one_stays(task: Task, good: Policy, poor: Policy) -> None:
+    alike = [("after 200 steps", good), ("after 100 steps", replace(good))]
+    assert choose(alike, task, 2000, StepBudget(2000), np.random.default_rng(0), workers=1) is good
+    nothing_left = [("after 200 steps", poor), ("after 100 steps", good)]
+    assert choose(nothing_left, task, 1, StepBudget(2000), np.random.default_rng(0), workers=1) is poor
