@@ -368,7 +368,7 @@ class RefineConfig:
     """How often to collect, analyse and train, dividing the budget evenly."""
     finish: float | None = None
     """Share of the step budget for a finishing round: rules are sought for the trained policy, and those that
-    verifiably help become part of its network. By default 0.2 for `search`, if the network takes rules; else 0."""
+    verifiably help become part of its network. By default 0.3 for `search`, if the network takes rules; else 0."""
     sticky: float = 0.0
     """Probability that an Atari console repeats the previous action."""
     threshold: float = 0.0
@@ -401,7 +401,7 @@ class RefineConfig:
         """Share of the budget for the finishing round, which changes what the policy does; 0 if there is none."""
         if self.method not in ("ultra-a", "ultra-ra") or self.guidance.trust != "helps" or not self.guidance.strength:
             return 0.0
-        return (0.2 if self.analyst == "search" else 0.0) if self.finish is None else self.finish
+        return (0.3 if self.analyst == "search" else 0.0) if self.finish is None else self.finish
 
     @property
     def last_round(self) -> int:
