@@ -234,8 +234,10 @@ class Refinement:
     def _for_choice(self, number: int) -> int:
         """Steps that a round keeps for choosing one of its last policies."""
         config = self.config
-        last = config.finishing and number >= config.rounds and config.late.policies > 1
-        return int(config.late.share * config.steps) if last else 0
+        if not config.finishing or number < config.rounds or config.late.policies < 2:
+            return 0
+        # The finishing round trains shortly, if at all, and passes through fewer.
+        return int(config.late.share * config.steps) // (2 if config.finishes(number) else 1)
 
     def _train(self, number: int) -> Policy:
         """Train with the round's advice or the method's guidance; in the finishing round plainly, to the end."""

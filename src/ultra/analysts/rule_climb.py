@@ -25,9 +25,11 @@ from ultra.verification import Proposal
 TOGETHER = 8
 """New ideas that are tried in one episode each, on each level."""
 FINALISTS, AGAIN = 2, 2
-"""So many of them are tried in so many episodes more."""
-PROBING = 0.25
-"""After so large a share of the steps it is asked whether climbing is worth more than training on."""
+"""So many of them are tried in so many times as many episodes more."""
+LEVELS = 8
+"""Where the steps would last for more levels, each idea plays more episodes."""
+PROBING, COMMITTED = 0.2, 0.5
+"""From the first of these shares of the steps to the second it is asked whether climbing gains more than training."""
 ROOM = 1.5
 """Episodes are not cut shorter than so many times what they usually last."""
 PER_ENDING, PER_ENDLESS = 24, 64
@@ -48,12 +50,10 @@ def climb(case: Case, columns: NDArray[np.intp], allowance: int, source: str) ->
     """
     pool = ideas(case, columns, 0)
     way = _Climb(case, allowance)
-    asked = False
     while way.step(pool):
-        if not asked and way.spent >= PROBING * allowance:
-            asked = True
+        if PROBING * allowance <= way.spent <= COMMITTED * allowance:
             training = _promised(case, way.horizon) * way.spent
-            if way.gained < training:
+            if way.gained <= training:
                 case.progress(f"{way.tried} ideas add {way.gained:.3g} to an episode, training on {training:.3g}")
                 return []
     case.progress(
@@ -69,14 +69,14 @@ class _Climb:
     Attributes:
         pushes: that are followed.
         tried: ideas.
-        gained: sum of the gains when each was taken, in the return of an episode.
+        gained: sum of the gains when each was taken, in the return of episodes that had not been looked at before.
     """
 
     def __init__(self, case: Case, allowance: int) -> None:
         self._names, self._allowance = case.task.card.fact_names, allowance
         self._bench = whole_episodes(case, "analyse", allowance, PER_ENDING, PER_ENDLESS)
         self._expression = cache(lambda guard: parse(guard, self._names))
-        self._usual = float(np.mean([len(episode) for episode in case.episodes]))
+        self._usual = float(np.mean([min(len(episode), self.horizon) for episode in case.episodes]))
         self._taken: list[Idea] = []
         self.pushes: _Pushes = {}
         self.tried, self.gained = 0, 0.0
@@ -93,30 +93,33 @@ class _Climb:
 
     def step(self, pool: Iterator[Idea]) -> bool:
         """Try some ideas on top; returns whether there were ideas and steps for that."""
+        ways = 1 + len(self._taken) + TOGETHER + (1 + FINALISTS) * AGAIN
+        episodes = max(1, int(self._allowance / (LEVELS * ways * self._usual)))
         # It must fit into the steps that are left even if no episode ends early.
-        longest = min(self.horizon, self._bench.left // (1 + len(self._taken) + TOGETHER + (1 + FINALISTS) * AGAIN))
+        longest = min(self.horizon, self._bench.left // (ways * episodes))
         if longest < min(self.horizon, ROOM * self._usual):
             return False
         drawn = [*self._taken, *islice(pool, TOGETHER)]  # what was taken last may lead on
         if drawn:
             self.tried += len(drawn)
-            self._try(drawn, longest)
+            self._try(drawn, episodes, longest)
         return bool(drawn)
 
-    def _try(self, drawn: list[Idea], longest: int) -> None:
+    def _try(self, drawn: list[Idea], episodes: int, longest: int) -> None:
         ways = [self.pushes, *(_on_top(self.pushes, idea) for idea in drawn)]
         before, self._taken = self._bench.left, []
-        first = self._returns(ways, 1, longest)
-        self._usual = (before - self._bench.left) / len(ways)
-        best = [0, *(1 + np.argsort(-first[1:, 0], kind="stable")[:FINALISTS]).tolist()]
-        if first[best[1], 0] <= first[0, 0]:
+        first = self._returns(ways, episodes, longest)
+        self._usual = (before - self._bench.left) / first.size
+        ranks = np.argsort(-first[1:].mean(axis=1), kind="stable")
+        best = [0, *(1 + ranks[:FINALISTS]).tolist()]
+        if first[best[1]].mean() <= first[0].mean():
             return
-        again = self._returns([ways[row] for row in best], AGAIN, longest)
+        again = self._returns([ways[row] for row in best], AGAIN * episodes, longest)
         means = np.concatenate([first[best], again], axis=1).mean(axis=1)
         winner = int(means.argmax())
         if winner:
             self.pushes, self._taken = ways[best[winner]], [drawn[best[winner] - 1]]
-            self.gained += float(means[winner] - means[0])
+            self.gained += float((again[winner] - again[0]).mean())
 
     def _returns(self, ways: Sequence[_Pushes], episodes: int, longest: int) -> NDArray[np.float64]:
         """What each way gets (ways, episodes), from the same starts."""
