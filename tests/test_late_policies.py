@@ -50,7 +50,9 @@ def test_so_many_are_kept_of_the_last_part_and_the_last_one_always(iterations: i
     assert len(set(np.diff(kept).tolist())) <= 1
 
 
-def test_training_keeps_policies_and_a_resumed_one_the_same(task: Task, good: Policy, tmp_path: Path) -> None:
+def test_training_keeps_its_last_policies_and_names_them_by_their_steps(
+    task: Task, good: Policy, tmp_path: Path
+) -> None:
     config = PPOConfig(environments=4, rollout_steps=32)
     late = LatePolicies(tmp_path / "late", 2)
     last = train(task, good, config, 10 * config.samples, np.random.default_rng(0), late=late, workers=1)
