@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.policies import same
 from tests.short_tasks import registered
 
 import ultra
@@ -28,7 +29,7 @@ from ultra.errors import RunDirectoryError
 from ultra.graft import GraftError
 from ultra.pipeline import Refinement
 from ultra.plans import Plan, Segment
-from ultra.policy import Architecture, Policy, create_policy, flatten
+from ultra.policy import Architecture, Policy, create_policy
 from ultra.policy_files import load_policy, save_policy
 from ultra.progress import Reporter
 from ultra.run import STAGES, Run
@@ -55,9 +56,15 @@ def short_hopper() -> Task:
     return replace(shipped.hopper(), name="short-hopper", time_limit=100)
 
 
+def short_cheetah() -> Task:
+    return replace(shipped.halfcheetah(), name="short-cheetah", time_limit=50)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _short_task() -> Iterator[None]:
-    with registered({"short-hopper": f"{__name__}:short_hopper"}):
+    tasks = {"short-hopper": f"{__name__}:short_hopper", "short-cheetah": f"{__name__}:short_cheetah"}
+    with registered(tasks), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ultra.pipeline.rises", lambda rows: False)  # so few rows tell nothing
         yield
 
 
@@ -66,11 +73,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("finishing") / "run"
     api.refine(CONFIG, path)
     return path
-
-
-def same(one: Policy, other: Policy) -> bool:
-    mine, theirs = flatten(one.params), flatten(other.params)
-    return mine.keys() == theirs.keys() and all(np.array_equal(array, theirs[name]) for name, array in mine.items())
 
 
 def result_of(path: Path) -> dict[str, Any]:
@@ -161,6 +163,35 @@ def test_what_cannot_become_part_of_a_policy_is_left_out_and_training_goes_on(tm
     assert list((tmp_path / "run" / "round-2" / "late").iterdir())
     assert load_rules(tmp_path / "run" / "round-2" / ADOPTED) == []
     assert Run.open(tmp_path / "run").budget().remaining < UNSPENT
+
+
+def test_where_the_curve_still_rises_and_no_episode_ends_early_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ultra.pipeline.rises", lambda rows: True)
+    task, path = short_cheetah(), tmp_path / "run"
+    start = create_policy(Architecture(task.observation_size, task.action_space), np.random.default_rng(0))
+    save_policy(start, tmp_path / "start")
+    config = replace(CONFIG, task=task.name, policy=str(tmp_path / "start"))
+    result = Refinement.start(path, config, Reporter(quiet=True)).run_all()
+    assert result["budget"]["total"] - result["budget"]["used"] < UNSPENT
+    assert result["audit"]["rules"]["adopted"] == 0
+    assert (path / "round-2" / "policy").is_dir()
+    assert not any((path / "round-2" / name).exists() for name in ("trajectories", "late"))
+    assert not (path / "round-1" / "late.json").exists()
+    # Stage by stage it is the same, and each stage that is left out says why.
+    told = list[str]()
+    reporter = Reporter(quiet=True)
+    monkeypatch.setattr(reporter, "say", told.append)
+    other = tmp_path / "other"
+    Refinement.start(other, config, reporter)
+    with pytest.raises(RunDirectoryError, match="finetune"):
+        Refinement(Run.open(other), reporter).run_stage("collect", 2)
+    for _ in range(2):
+        for stage in STAGES:
+            api.run_stage(other, stage, reporter)
+    assert [line.split()[0] for line in told if "left out" in line] == list(STAGES[:-1])
+    assert result_of(other)["returns"] == result["returns"]
 
 
 def test_of_an_adversary_s_rules_none_is_adopted_that_was_not_found_to_help(tmp_path: Path) -> None:

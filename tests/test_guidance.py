@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from tests.policies import same
 
 import ultra
 from ultra.advice import Advice, AdviceBook, CriticalState, Entry, Rule, Verdict, Verification, calibrate
@@ -739,10 +740,6 @@ def trained(name: str, method: str, iterations: int = 2, **options: Any) -> Poli
     )  # fmt: skip
     rng = np.random.default_rng(4)
     return train(task, policy, TINY, iterations * TINY.samples, rng, guidance=guidance, workers=1, **run)
-
-
-def same(one: Policy, other: Policy) -> bool:
-    return all(np.array_equal(array, flatten(other.params)[name]) for name, array in flatten(one.params).items())
 
 
 plain = cache(partial(trained, method="ppo"))

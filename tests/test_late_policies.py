@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.policies import same
 
 from ultra.budget import StepBudget
 from ultra.config import PPOConfig
 from ultra.late_policies import BEFORE, LAST, LatePolicies, choose, lead
-from ultra.policy import Architecture, Policy, create_policy, flatten
+from ultra.policy import Architecture, Policy, create_policy
 from ultra.policy_files import SHIPPED, load_policy
-from ultra.ppo import train
+from ultra.ppo import Iteration, train
 from ultra.tasks import Task, shipped
-
-
-def same(one: Policy, other: Policy) -> bool:
-    mine, theirs = flatten(one.params), flatten(other.params)
-    return all(np.array_equal(array, theirs[name]) for name, array in mine.items())
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +57,25 @@ def test_training_keeps_its_last_policies_and_names_them_by_their_steps(
     assert [name for name, _ in named] == ["after 1,280 steps", "after 1,152 steps"]
     assert same(named[0][1], last)
     assert not same(named[1][1], last)
+
+
+def test_a_training_that_is_resumed_between_two_of_them_keeps_the_same(
+    task: Task, good: Policy, tmp_path: Path
+) -> None:
+    config = PPOConfig(environments=4, rollout_steps=32)
+    run = partial(train, task, good, config, 10 * config.samples, workers=1, checkpoint=tmp_path / "checkpoint.npz")
+    whole, late = LatePolicies(tmp_path / "whole", 2), LatePolicies(tmp_path / "late", 2)
+    train(task, good, config, 10 * config.samples, np.random.default_rng(0), workers=1, late=whole)
+
+    def interrupt(iteration: Iteration) -> None:
+        if iteration.steps == 9 * config.samples:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(np.random.default_rng(0), late=late, observer=interrupt)
+    run(np.random.default_rng(1), late=late)
+    assert [name for name, _ in late.load()] == [name for name, _ in whole.load()]
+    assert all(same(one, other) for (_, one), (_, other) in zip(late.load(), whole.load(), strict=True))
 
 
 def test_the_better_policy_is_chosen_within_the_allowance(

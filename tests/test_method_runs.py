@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from tests.policies import same
 from tests.short_tasks import registered
 
 import ultra
@@ -19,7 +19,7 @@ from ultra.config import CollectConfig, EvaluateConfig, Method, PPOConfig, Refin
 from ultra.errors import RunDirectoryError
 from ultra.evaluation import evaluation_seeds
 from ultra.pipeline import Refinement
-from ultra.policy import Policy, flatten
+from ultra.policy import Policy
 from ultra.policy_files import load_policy
 from ultra.progress import Reporter, TrainingLog
 from ultra.run import read_curve
@@ -52,10 +52,6 @@ def _brief_task() -> Iterator[None]:
     """A shipped task with episodes that are cut off early."""
     with registered({"brief-hopper": f"{__name__}:brief_hopper"}):
         yield
-
-
-def same(one: Policy, other: Policy) -> bool:
-    return all(np.array_equal(array, flatten(other.params)[name]) for name, array in flatten(one.params).items())
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.policies import same
 
 import ultra
 from ultra.analysts.statemask import most_important
@@ -24,7 +25,7 @@ from ultra.guidance.jsrl import JSRLGuidance
 from ultra.guidance.novelty import Novelty
 from ultra.guidance.rice import RiceGuidance
 from ultra.normalizer import Normalizer
-from ultra.policy import Architecture, Policy, create_policy, flatten
+from ultra.policy import Architecture, Policy, create_policy
 from ultra.policy_files import load_policy
 from ultra.ppo import Iteration, improve, optimizer, train
 from ultra.rollout import Environments
@@ -111,10 +112,6 @@ def always(button: int) -> Policy:
 def jsrl(guide: Policy, environments: int = 4, **options: Any) -> JSRLGuidance:
     length, rng = options.pop("length", 4.0), np.random.default_rng(options.pop("seed", 0))
     return JSRLGuidance(guide, JSRLConfig(**options), environments, length=length, rng=rng)
-
-
-def same(one: Policy, other: Policy) -> bool:
-    return all(np.array_equal(array, flatten(other.params)[name]) for name, array in flatten(one.params).items())
 
 
 # Each method at zero is plain PPO, and each resumes

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.policies import same
 from tests.short_tasks import registered
 
 import ultra
@@ -32,7 +33,7 @@ from ultra.config import (
 )
 from ultra.errors import RunDirectoryError, UltraError
 from ultra.pipeline import Refinement
-from ultra.policy import Policy, create_policy, flatten
+from ultra.policy import create_policy
 from ultra.policy_files import load_policy, save_policy
 from ultra.progress import Reporter, TrainingLog
 from ultra.round_advice import RoundAdvice
@@ -74,10 +75,6 @@ def _short_tasks() -> Iterator[None]:
 
 def comparable(result: dict[str, Any]) -> dict[str, Any]:
     return {name: result[name] for name in ("return", "returns", "budget", "audit", "improved")}
-
-
-def same(one: Policy, other: Policy) -> bool:
-    return all(np.array_equal(array, flatten(other.params)[name]) for name, array in flatten(one.params).items())
 
 
 @pytest.fixture(scope="module")

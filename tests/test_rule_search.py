@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,21 @@ def test_rules_on_top_of_rules_do_in_the_network_what_they_did_as_rules(hopper: 
     followed = lengths(case.policy, habits)
     assert np.mean(followed) > np.mean(lengths(case.policy, ()))
     assert lengths(graft(case.policy, found, names, case.episodes), ()) == pytest.approx(followed, rel=0.02)
+
+
+def test_no_threshold_is_drawn_where_a_joint_rests_at_its_limit(hopper: Case) -> None:
+    names = hopper.task.card.fact_names
+    column = names.index("foot_angle")
+    episodes = []
+    for episode in hopper.episodes:
+        facts = episode.facts.copy()
+        facts[:, column] = 0.789 + 1e-6 * hopper.rng.normal(size=len(facts))
+        facts[::2, column] = hopper.rng.normal(size=len(facts[::2]))
+        episodes.append(replace(episode, facts=facts))
+    case = replace(hopper, episodes=episodes, rng=np.random.default_rng(0))
+    guards = {guard for idea in islice(ideas(case, [column], 0), 40) for guard in idea.guards}
+    assert "foot_angle >= 0" in guards
+    assert not any("0.789" in guard for guard in guards)
 
 
 def test_without_a_share_for_rules_there_are_none(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from ultra.statistics import (
     normalize,
     performance_profile,
     probability_of_improvement,
+    rises,
     stratified_bootstrap,
     trend,
 )
@@ -300,3 +301,16 @@ def test_the_trend_of_a_curve_is_the_slope_of_its_second_half() -> None:
     assert trend([*early, *([100.0 + t, 2.0 + 3.0 * t, 0.0, 1.0] for t in range(10))]) == pytest.approx(3.0)
     assert trend(early) == 0.0  # it falls
     assert trend([]) == trend([[1.0, 5.0, 0.0, 1.0]]) == 0.0
+
+
+def test_a_curve_rises_if_its_second_half_does_beyond_its_noise() -> None:
+    def curve(slope: float, seed: int) -> list[list[float]]:
+        noise = np.random.default_rng(seed).normal(size=40)
+        return [[float(t), slope * t + noise[t], 0.0, 1.0] for t in range(40)]
+
+    assert all(rises(curve(0.5, seed)) for seed in range(20))
+    assert not any(rises(curve(-0.5, seed)) for seed in range(20))
+    flat = sum(rises(curve(0.0, seed)) for seed in range(1000))
+    assert flat < 60  # about 3%: one side of two standard errors
+    assert not rises([])
+    assert not rises([[1.0, 5.0, 0.0, 1.0]] * 6)

@@ -39,8 +39,9 @@ from ultra.ppo import train
 from ultra.progress import Reporter, TrainingLog
 from ultra.round_advice import RoundAdvice, audit_of_run, verification_needed
 from ultra.run import STAGES, Run, read_curve, versions
+from ultra.spaces import Continuous
 from ultra.starting import Start, load_start, measure_start
-from ultra.statistics import difference_interval, trend
+from ultra.statistics import difference_interval, rises, trend
 from ultra.tasks import Task, get_task
 from ultra.tasks.batch import Batch
 from ultra.trajectories import Episodes, Trajectory, save_trajectory
@@ -52,6 +53,8 @@ SINGLE_BRANCHES = 16
 """The same where each is an object of its own: more take long to make and step no faster."""
 EPISODES_TOGETHER = 256
 """Episodes that are collected before they are written, so that memory does not grow with their number."""
+STILL_LEARNS = "the curve still rises, and no episode ends early"
+"""Why a finishing round may only train."""
 FINISHING_EPISODES = 4
 """Episodes of the trained policy in the finishing round: they show where its facts lie."""
 
@@ -104,7 +107,7 @@ class Refinement:
             self.reporter.say(f"task      {self.task.name}: {self.task.note}")
         self.measure_start()
         for number in range(1, self.config.last_round + 1):
-            for stage in METHOD_STAGES[self.config.method]:
+            for stage in self._stages(number):
                 self.run_stage(stage, number)
         return self.evaluate()
 
@@ -118,6 +121,9 @@ class Refinement:
         if self.run.finished(name):
             return
         needed = self._before(stage, number)
+        if stage not in self._stages(number):
+            self.reporter.say(f"{stage:<9} left out: {STILL_LEARNS}")
+            return
         if needed is not None:
             self.run.require(needed, f"ultra {needed.split('/')[1]} {self.run.path}")
         self.measure_start()
@@ -134,12 +140,32 @@ class Refinement:
         self.run.complete(name, self.budget)
 
     def _before(self, stage: str, number: int) -> str | None:
-        order = [f"round-{r}/{s}" for r in range(1, number + 1) for s in METHOD_STAGES[self.config.method]]
-        name = f"round-{number}/{stage}"
-        if name not in order:
+        if stage not in METHOD_STAGES[self.config.method]:
             raise UltraError(f"method {self.config.method!r} has no stage {stage!r}")
-        place = order.index(name)
+        order = [f"round-{r}/{s}" for r in range(1, number + 1) for s in self._stages(r)]
+        name = f"round-{number}/{stage}"
+        place = order.index(name) if name in order else 0
         return order[place - 1] if place else None
+
+    def _stages(self, number: int) -> tuple[str, ...]:
+        """The stages of a round: of the finishing one only the last where training simply goes on."""
+        stages, config = METHOD_STAGES[self.config.method], self.config
+        trained = config.finishes(number) and self.run.finished(f"round-{config.rounds}/finetune")
+        return stages[-1:] if trained and self._still_learns() else stages
+
+    def _still_learns(self) -> bool:
+        """Whether the steps of the finishing round are worth more in training, as far as training has shown.
+
+        So it is where the curve rises and small changes of the action can prevent no early end (docs/method-notes.md).
+        """
+        config = self.config
+        trained = config.rounds * config.round_steps
+        folder = self.run.round(config.rounds) / "trajectories"
+        return (
+            isinstance(self.task.action_space, Continuous)
+            and rises([row for row in read_curve(self.run.curve) if row[0] <= trained])
+            and not any(episode.terminated for episode in Episodes(folder))
+        )
 
     def measure_start(self) -> Start:
         """The starting return, which is measured and shown before anything else."""
@@ -224,6 +250,8 @@ class Refinement:
 
     def _finish(self, number: int) -> Policy:
         """The policy with what helps in its network; where nothing does, trained on with the steps that are left."""
+        if self._still_learns():
+            return self._train(number)
         with self.case(number, "finetune") as case:
             grafted = RoundAdvice(self.run, case, number).grafted(self.reporter.say)
         if grafted is not None:
@@ -233,11 +261,13 @@ class Refinement:
 
     def _for_choice(self, number: int) -> int:
         """Steps that a round keeps for choosing one of its last policies."""
-        config = self.config
+        config, finishing = self.config, self.config.finishes(number)
         if not config.finishing or number < config.rounds or config.late.policies < 2:
             return 0
+        if finishing and self._still_learns():
+            return 0
         # The finishing round trains shortly, if at all, and passes through fewer.
-        return int(config.late.share * config.steps) // (2 if config.finishes(number) else 1)
+        return int(config.late.share * config.steps) // (2 if finishing else 1)
 
     def _train(self, number: int) -> Policy:
         """Train with the round's advice or the method's guidance; in the finishing round plainly, to the end."""
@@ -250,7 +280,8 @@ class Refinement:
             end = number * config.round_steps
             if config.finishes(number):
                 end = config.steps
-                self.reporter.say("finish    training goes on with the steps that are left")
+                reason = f": {STILL_LEARNS}" if self._still_learns() else ""
+                self.reporter.say(f"finish    training goes on with the steps that are left{reason}")
             elif takes_advice(config.method):
                 with self.case(number, "finetune") as case:
                     advice = RoundAdvice(self.run, case, number)
@@ -278,7 +309,7 @@ class Refinement:
                     late=late,
                     workers=config.workers,
                 )
-        return policy if late is None else self._choose(number, late, choosing)
+        return policy if late is None or self._still_learns() else self._choose(number, late, choosing)
 
     def _choose(self, number: int, late: LatePolicies, allowance: int) -> Policy:
         """The best of a round's last policies and the one with which it began."""

@@ -50,9 +50,10 @@ def climb(case: Case, columns: NDArray[np.intp], allowance: int, source: str) ->
     """
     pool = ideas(case, columns, 0)
     way = _Climb(case, allowance)
+    promised = _promised(case, way.horizon)
     while way.step(pool):
         if PROBING * allowance <= way.spent <= COMMITTED * allowance:
-            training = _promised(case, way.horizon) * way.spent
+            training = promised * way.spent
             if way.gained <= training:
                 case.progress(f"{way.tried} ideas add {way.gained:.3g} to an episode, training on {training:.3g}")
                 return []
@@ -152,6 +153,6 @@ def _rule(case: Case, guard: str, push: NDArray[np.float32], source: str, tried:
 
 
 def _promised(case: Case, longest: int) -> float:
-    """What a step of training may add to the return of `longest` steps."""
+    """What a step of training may add to the return of `longest` steps; asked before any of the steps is spent."""
     whole = float(np.mean([len(episode) for episode in case.episodes])) if case.ends else case.task.time_limit
     return case.prospect / max(1, case.budget.remaining) * min(1.0, longest / whole)

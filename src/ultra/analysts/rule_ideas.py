@@ -29,6 +29,9 @@ RAREST = 0.05
 BANDS = (0.5, 0.4, 0.45, 0.6)
 """A controller rests while its error is below this share of what one push moves: half of it is nearest to the aim, but
 what moves in whole pixels is sensitive to it."""
+HAIR, CROWDED = 1e-3, 0.005
+"""A threshold must not have more than the second share of states nearer than the first one of the fact's deviation, and
+not upon it: a joint that rests at its limit is on both sides of it, and no network draws so fine a line."""
 AIMS = 2
 """Facts toward which a fact is moved: those that it follows most by itself already."""
 BEFORE_LOSS = range(2, 11)
@@ -125,7 +128,7 @@ def _drawn(sides: tuple[str, str], there: Plan, elsewhere: Plan, rng: np.random.
 
 
 def _sides(case: Case, facts: NDArray[np.float64], columns: list[int]) -> tuple[str, str] | None:
-    """Guards above and below a threshold that is drawn; None if one of them hardly ever holds."""
+    """Guards above and below a threshold that is drawn; None if one hardly ever holds, or states crowd between them."""
     column = int(case.rng.choice(columns))
     values, name = facts[:, column], case.task.card.fact_names[column]
     thresholds = [float(f"{threshold:.4g}") for threshold in np.quantile(values, QUANTILES)]
@@ -133,6 +136,9 @@ def _sides(case: Case, facts: NDArray[np.float64], columns: list[int]) -> tuple[
         thresholds.append(0.0)
     threshold = float(case.rng.choice(thresholds))
     if not RAREST <= (values >= threshold).mean() <= 1 - RAREST:
+        return None
+    crowd = (np.abs(values - threshold) <= HAIR * values.std()) & (values != threshold)
+    if crowd.mean() > CROWDED:
         return None
     return f"{name} >= {threshold:g}", f"{name} < {threshold:g}"
 
