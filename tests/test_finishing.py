@@ -98,7 +98,6 @@ def test_either_rules_are_adopted_or_training_goes_on_to_the_end_of_the_budget(w
     assert (last.architecture.hidden[0] > trained.architecture.hidden[0]) == bool(adopted)
     budget = result_of(whole)["budget"]
     assert adopted or budget["total"] - budget["used"] < UNSPENT
-    assert (budget["train"] > CONFIG.steps / 2) == (not adopted)
 
 
 def test_stage_by_stage_gives_the_same(whole: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.policies import same
 
 from ultra.budget import StepBudget
 from ultra.config import PPOConfig
-from ultra.late_policies import BEFORE, LAST, LatePolicies, choose, lead
+from ultra.late_policies import BEFORE, LAST, LatePolicies, choose
 from ultra.policy import Architecture, Policy, create_policy
 from ultra.policy_files import SHIPPED, load_policy
 from ultra.ppo import Iteration, train
@@ -91,11 +91,6 @@ def test_the_better_policy_is_chosen_within_the_allowance(
     assert "of 4 policies the one after 200 steps" in told[0]
     found = json.loads((tmp_path / "late.json").read_text())
     assert [len(means) for means in found["rounds"]] == [4, 3]
-    # Training on leads to policies like the mean of those that it made.
-    first = found["rounds"][0]
-    made = [first[name] for name, _ in named[:3]]
-    assert lead(tmp_path / "late.json") == pytest.approx(first["after 200 steps"] - np.mean(made))
-    assert lead(tmp_path / "nothing.json") == 0
 
 
 def test_where_nothing_tells_policies_apart_the_last_one_stays(task: Task, good: Policy, poor: Policy) -> None:

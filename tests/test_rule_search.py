@@ -115,17 +115,6 @@ def hopper() -> Iterator[Case]:
     batch.close()
 
 
-@pytest.mark.parametrize("prospect", [0.0, 1e12])
-def test_a_finishing_round_gives_up_ideas_that_add_less_than_training_may(hopper: Case, prospect: float) -> None:
-    told = list[str]()
-    case = replace(hopper, progress=told.append, prospect=prospect, budget=StepBudget(20_000))
-    found = search_rules(case, 20_000, 1.0, "search")
-    assert bool(found) == (prospect == 0)
-    assert any("training on" in line for line in told) == (not found)
-    assert (case.budget.spent["analyse"] <= 0.4 * 20_000) == bool(prospect)
-    assert case.budget.used <= 20_000
-
-
 def test_rules_on_top_of_rules_do_in_the_network_what_they_did_as_rules(hopper: Case) -> None:
     case = replace(hopper, budget=StepBudget(20_000), rng=np.random.default_rng(0))
     found = search_rules(case, 20_000, 1.0, "search")

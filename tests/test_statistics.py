@@ -24,7 +24,6 @@ from ultra.statistics import (
     probability_of_improvement,
     rises,
     stratified_bootstrap,
-    trend,
 )
 
 Array = NDArray[np.float64]
@@ -294,13 +293,6 @@ def test_what_is_said_of_few_seeds_is_what_a_simulation_finds(runs: int, expecte
 def test_one_seed_has_no_interval() -> None:
     assert "no interval" in interval_remark(1)
     assert "three quarters" in interval_remark(3)
-
-
-def test_the_trend_of_a_curve_is_the_slope_of_its_second_half() -> None:
-    early = [[float(t), -50.0 * t, 0.0, 1.0] for t in range(10)]
-    assert trend([*early, *([100.0 + t, 2.0 + 3.0 * t, 0.0, 1.0] for t in range(10))]) == pytest.approx(3.0)
-    assert trend(early) == 0.0  # it falls
-    assert trend([]) == trend([[1.0, 5.0, 0.0, 1.0]]) == 0.0
 
 
 def test_a_curve_rises_if_its_second_half_does_beyond_its_noise() -> None:

@@ -6,7 +6,6 @@ update happens to come last is a matter of luck. A contest in whole episodes, pa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,19 +119,6 @@ def choose(
     if rounds:
         say(_words(name, named[0][0], len(named), rounds[0]))
     return chosen
-
-
-def lead(record: Path) -> float:
-    """By how much the chosen policy is ahead of the mean of the trained ones, in the first round; 0 without a record.
-
-    Training on leads to policies like all of these, not like the best.
-    """
-    if not record.is_file():
-        return 0.0
-    found = json.loads(record.read_text(encoding="utf-8"))
-    first = found["rounds"][0] if found["rounds"] else {}
-    trained = [mean for name, mean in first.items() if name != BEFORE]
-    return float(first[found["chosen"]] - np.mean(trained)) if trained else 0.0
 
 
 def _best(places: list[int], means: NDArray[np.float64]) -> list[int]:

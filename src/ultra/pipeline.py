@@ -31,7 +31,7 @@ from ultra.graft import GraftError, check_takes_rules
 from ultra.guidance.base import Guidance, NoGuidance
 from ultra.guidance.methods import STAGES as METHOD_STAGES
 from ultra.guidance.methods import STARTS, allowance_of, analysis_of, analyst_of, baseline, check_budget
-from ultra.late_policies import BEFORE, CHOSEN, LatePolicies, choose, lead
+from ultra.late_policies import BEFORE, CHOSEN, LatePolicies, choose
 from ultra.opening import open_policy
 from ultra.policy import Policy, check_fits
 from ultra.policy_files import load_policy, save_policy
@@ -41,7 +41,7 @@ from ultra.round_advice import RoundAdvice, audit_of_run, verification_needed
 from ultra.run import STAGES, Run, read_curve, versions
 from ultra.spaces import Continuous
 from ultra.starting import Start, load_start, measure_start
-from ultra.statistics import difference_interval, rises, trend
+from ultra.statistics import difference_interval, rises
 from ultra.tasks import Task, get_task
 from ultra.tasks.batch import Batch
 from ultra.trajectories import Episodes, Trajectory, save_trajectory
@@ -388,11 +388,6 @@ class Refinement:
             return int(allowance_of(self.config) * self.config.round_steps)
         return max(0, self.budget.remaining - verification_needed(self.config, self.budget, self.task.time_limit))
 
-    def _prospect(self, number: int) -> float:
-        """What training on may add to the return of the policy with which the finishing round begins."""
-        ahead = lead(self.run.round(number - 1) / CHOSEN)
-        return max(0.0, trend(read_curve(self.run.curve)) * self.budget.remaining - ahead)
-
     def _failed(self, number: int) -> list[Advice]:
         """Advice of the round before that was tried and did not help, the most harmful first."""
         path = self.run.path / f"round-{number - 1}" / "verified.jsonl"
@@ -444,7 +439,6 @@ class _CaseContext:
             ppo=config.ppo,
             workers=config.workers,
             finishing=finishing,
-            prospect=own._prospect(self._number) if finishing else 0.0,
         )
 
     def __exit__(self, *error: object) -> None:

@@ -191,30 +191,16 @@ def interval_remark(runs: int) -> str:
     return ""
 
 
-def trend(rows: list[list[float]]) -> float:
-    """How much the return of a learning curve rises with each step: the least-squares slope of its second half.
-
-    0 where there are too few rows, or where it falls.
-    """
-    return max(0.0, _slope(rows)[0])
-
-
 def rises(rows: list[list[float]]) -> bool:
-    """Whether the second half of a learning curve rises by more than two standard errors of its slope."""
-    slope, error = _slope(rows)
-    return slope > 2 * error
-
-
-def _slope(rows: list[list[float]]) -> tuple[float, float]:
-    """Least-squares slope of the second half of a curve, and its standard error; 0 and infinity without enough rows."""
+    """Whether the second half of a learning curve rises by more than two standard errors of its least-squares slope."""
     late = rows[len(rows) // 2 :]
-    if len(late) < 2:
-        return 0.0, math.inf
+    if len(late) < 3:
+        return False
     steps, returns = np.array([row[:2] for row in late]).T
     spread, rest = steps - steps.mean(), returns - returns.mean()
     scale = float(spread @ spread)
     if scale == 0:
-        return 0.0, math.inf
+        return False
     slope = float(spread @ rest) / scale
     left = rest - slope * spread
-    return slope, math.sqrt(float(left @ left) / (len(late) - 2) / scale) if len(late) > 2 else math.inf
+    return slope > 2 * math.sqrt(float(left @ left) / (len(late) - 2) / scale)

@@ -55,8 +55,6 @@ class Case:
     """Cores for stepping environments; 0 uses all."""
     finishing: bool = False
     """Whether rules are wanted that can become part of the policy's network."""
-    prospect: float = 0.0
-    """What training with the steps that are left may add to an episode's return: it is worth no rule that adds less."""
 
     @property
     def ends(self) -> bool:

@@ -28,8 +28,6 @@ FINALISTS, AGAIN = 2, 2
 """So many of them are tried in so many times as many episodes more."""
 LEVELS = 8
 """Where the steps would last for more levels, each idea plays more episodes."""
-PROBING, COMMITTED = 0.2, 0.5
-"""From the first of these shares of the steps to the second it is asked whether climbing gains more than training."""
 ROOM = 1.5
 """Episodes are not cut shorter than so many times what they usually last."""
 PER_ENDING, PER_ENDLESS = 24, 64
@@ -40,7 +38,7 @@ _Pushes = dict[str, NDArray[np.float32]]
 
 
 def climb(case: Case, columns: NDArray[np.intp], allowance: int, source: str) -> list[Rule]:
-    """Rules, as one group, put on top of each other as long as there were steps; none if training promises more.
+    """Rules, as one group, put on top of each other as long as there were steps.
 
     Args:
         case: policy, episodes and means to look closer; actions are continuous.
@@ -50,13 +48,8 @@ def climb(case: Case, columns: NDArray[np.intp], allowance: int, source: str) ->
     """
     pool = ideas(case, columns, 0)
     way = _Climb(case, allowance)
-    promised = _promised(case, way.horizon)
     while way.step(pool):
-        if PROBING * allowance <= way.spent <= COMMITTED * allowance:
-            training = promised * way.spent
-            if way.gained <= training:
-                case.progress(f"{way.tried} ideas add {way.gained:.3g} to an episode, training on {training:.3g}")
-                return []
+        pass
     case.progress(
         f"tried {way.tried} ideas in episodes of at most {way.horizon} steps: rules under {len(way.pushes)} guards add "
         f"{way.gained:.3g}"
@@ -86,11 +79,6 @@ class _Climb:
     def horizon(self) -> int:
         """Steps of an episode, at most."""
         return self._bench.horizon
-
-    @property
-    def spent(self) -> int:
-        """Steps."""
-        return self._allowance - self._bench.left
 
     def step(self, pool: Iterator[Idea]) -> bool:
         """Try some ideas on top; returns whether there were ideas and steps for that."""
@@ -150,9 +138,3 @@ def _rule(case: Case, guard: str, push: NDArray[np.float32], source: str, tried:
     plan = _plan(push)
     words = f"{in_words(case, guard, plan)}: put together with others from {tried} ideas, tried in whole episodes"
     return Rule(guard, plan, 0.0, words, source, group="climb")
-
-
-def _promised(case: Case, longest: int) -> float:
-    """What a step of training may add to the return of `longest` steps; asked before any of the steps is spent."""
-    whole = float(np.mean([len(episode) for episode in case.episodes])) if case.ends else case.task.time_limit
-    return case.prospect / max(1, case.budget.remaining) * min(1.0, longest / whole)
