@@ -118,6 +118,7 @@ def hopper() -> Iterator[Case]:
 def test_rules_on_top_of_rules_do_in_the_network_what_they_did_as_rules(hopper: Case) -> None:
     case = replace(hopper, budget=StepBudget(20_000), rng=np.random.default_rng(0))
     found = search_rules(case, 20_000, 1.0, "search")
+    assert case.budget.used <= 20_000
     names = case.task.card.fact_names
     assert len(found) > 1
     assert {rule.group for rule in found} == {"climb"}

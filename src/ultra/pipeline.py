@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +152,11 @@ class Refinement:
         """The stages of a round: of the finishing one only the last where training simply goes on."""
         stages, config = METHOD_STAGES[self.config.method], self.config
         trained = config.finishes(number) and self.run.finished(f"round-{config.rounds}/finetune")
-        return stages[-1:] if trained and self._still_learns() else stages
+        return stages[-1:] if trained and self._still_learns else stages
 
+    @cached_property
     def _still_learns(self) -> bool:
-        """Whether the steps of the finishing round are worth more in training, as far as training has shown.
+        """Whether the steps of the finishing round are worth more in training; asked when the rounds before it trained.
 
         So it is where the curve rises and small changes of the action can prevent no early end (docs/method-notes.md).
         """
@@ -250,7 +252,7 @@ class Refinement:
 
     def _finish(self, number: int) -> Policy:
         """The policy with what helps in its network; where nothing does, trained on with the steps that are left."""
-        if self._still_learns():
+        if self._still_learns:
             return self._train(number)
         with self.case(number, "finetune") as case:
             grafted = RoundAdvice(self.run, case, number).grafted(self.reporter.say)
@@ -264,7 +266,7 @@ class Refinement:
         config, finishing = self.config, self.config.finishes(number)
         if not config.finishing or number < config.rounds or config.late.policies < 2:
             return 0
-        if finishing and self._still_learns():
+        if finishing and self._still_learns:
             return 0
         # The finishing round trains shortly, if at all, and passes through fewer.
         return int(config.late.share * config.steps) // (2 if finishing else 1)
@@ -280,7 +282,7 @@ class Refinement:
             end = number * config.round_steps
             if config.finishes(number):
                 end = config.steps
-                reason = f": {STILL_LEARNS}" if self._still_learns() else ""
+                reason = f": {STILL_LEARNS}" if self._still_learns else ""
                 self.reporter.say(f"finish    training goes on with the steps that are left{reason}")
             elif takes_advice(config.method):
                 with self.case(number, "finetune") as case:
@@ -309,7 +311,7 @@ class Refinement:
                     late=late,
                     workers=config.workers,
                 )
-        return policy if late is None or self._still_learns() else self._choose(number, late, choosing)
+        return policy if late is None or self._still_learns else self._choose(number, late, choosing)
 
     def _choose(self, number: int, late: LatePolicies, allowance: int) -> Policy:
         """The best of a round's last policies and the one with which it began."""
