@@ -40,22 +40,25 @@ Measured = dict[str, float]
 
 def raw(batch: Any, work: Callable[[], int], seconds: float = 4.0, **settings: Any) -> Measured:
     """`mujoco.rollout` alone: the same states and actions as in some work on a batch, recorded beforehand."""
-    engine, recorded = batch._rollout, []
+    from mujoco import MjData, rollout
+
+    simulators, recorded = batch._simulators, []
 
     class Recorder:
-        def rollout(self, models: Any, data: Any, states: Any, control: Any, **rest: Any) -> None:
-            recorded.append((states.copy(), control.copy()))
-            engine.rollout(models, data, states, control, **rest)
+        def step(self, states: Any, controls: Any, trace: Any) -> None:
+            recorded.append((states.copy(), controls.copy()))
+            simulators.step(states, controls, trace)
 
     work()
-    batch._rollout = Recorder()
+    batch._simulators = Recorder()
     work()
-    trace = batch._trace.copy()
+    trace, model, threads = batch._trace.copy(), batch._model, os.cpu_count() or 1
+    engine, data = rollout.Rollout(nthread=threads), [MjData(model) for _ in range(threads)]
 
     def again() -> int:
-        for states, control in recorded:
+        for states, controls in recorded:
             out = trace[: len(states)]
-            engine.rollout(batch._model, batch._data, states, control, nstep=batch._frame_skip, state=out, **settings)
+            engine.rollout(model, data, states, controls, nstep=batch._frame_skip, state=out, **settings)
         return sum(len(states) for states, _ in recorded)
 
     return {"rate": rate_of(again, seconds)}

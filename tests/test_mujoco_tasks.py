@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
+import gc
+import threading
+import time
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
+from gymnasium.envs.mujoco import MujocoEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -17,6 +21,7 @@ from numpy.typing import NDArray
 from ultra.tasks import Step, Task, get_task
 from ultra.tasks import mujoco as module
 from ultra.tasks.mujoco import MujocoBatch
+from ultra.tasks.simulators import Simulators
 
 Array = NDArray[np.float64]
 
@@ -296,16 +301,44 @@ def test_snapshots_hold_the_time_limits_counter(task: Task) -> None:
     assert other.step(still).truncated.tolist() == [False, True]
 
 
-def test_one_worker_means_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`make_batch(n, workers)` uses up to that many cores."""
-    threads: list[int] = []
-    original = importlib.import_module("mujoco.rollout").Rollout
+def named_threads() -> int:
+    return sum(thread.name == "simulators" for thread in threading.enumerate())
 
-    def record(*, nthread: int) -> Any:
-        threads.append(max(1, nthread))  # 0 is MuJoCo's word for the calling thread
-        return original(nthread=nthread)
 
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
-    monkeypatch.setattr("mujoco.rollout.Rollout", record)
-    get_task("hopper").make_batch(8, workers=1).close()
-    assert threads == [1]
+def test_one_worker_means_one_thread() -> None:
+    """`make_batch(n, workers)` uses up to that many cores; what it started ends with the batch."""
+    before = named_threads()
+    alone = get_task("hopper").make_batch(8, workers=1)
+    assert named_threads() == before
+    closed, forgotten = (get_task("hopper").make_batch(8, workers=2) for _ in range(2))
+    assert named_threads() == before + 2
+    alone.close()
+    closed.close()
+    del forgotten
+    gc.collect()
+    waited = time.monotonic() + 10
+    while named_threads() > before and time.monotonic() < waited:
+        time.sleep(0.01)
+    assert named_threads() == before
+
+
+def test_an_error_beside_the_calling_thread_is_raised_and_not_kept() -> None:
+    environment = gymnasium.make("Hopper-v5").unwrapped
+    assert isinstance(environment, MujocoEnv)
+    model = environment.model
+    simulators = Simulators(model, threads=2)
+    size = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS)
+    states, controls, trace = np.zeros((4, size)), np.zeros((4, 1, model.nu)), np.zeros((4, 1, size))
+
+    class WrongBeside:
+        def __len__(self) -> int:
+            return len(states)
+
+        def __getitem__(self, part: slice) -> Array:
+            return states[part] if part.start is None else states[part, 1:]
+
+    with pytest.raises(ValueError, match="size"):
+        simulators.step(WrongBeside(), controls, trace)  # type: ignore[arg-type]
+    simulators.step(states, controls, trace)
+    assert trace[:, 0, 0].tolist() == [model.opt.timestep] * 4
+    simulators.close()

@@ -156,7 +156,7 @@ class Environments:
             ):  # fmt: skip
                 rows[name].append(value)
             self.observations = step.observations
-            over = np.flatnonzero(done)
+            over = done.nonzero()[0]
             if len(over):
                 late = np.flatnonzero(step.truncated & ~step.terminated)
                 if len(late):

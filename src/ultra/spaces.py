@@ -116,7 +116,8 @@ class Continuous:
 
     def clip(self, actions: Actions) -> Actions:
         """Move actions (..., dim) to the nearest ones inside the bounds."""
-        return np.clip(actions, *self.bounds)
+        low, high = self.bounds
+        return np.minimum(np.maximum(actions, low), high)  # np.clip takes longer for so few
 
     def __str__(self) -> str:
         alike = len({*self.low}) == len({*self.high}) == 1

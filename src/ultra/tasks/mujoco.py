@@ -17,18 +17,15 @@ import gymnasium
 import mujoco
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
-from mujoco import rollout
 from numpy.typing import NDArray
 
 from ultra.spaces import Actions
 from ultra.tasks.batch import Facts, Indices, Live, Observations, Snapshot, Step
+from ultra.tasks.simulators import Simulators
 
 Array = NDArray[np.float64]
 
 _log = logging.getLogger(__name__)
-
-CHUNKS = 2
-"""Pieces of a batch for each thread: the library's default of ten spends a tenth of the time on handing them out."""
 
 # MuJoCo otherwise prints warnings and appends them to a file in the working directory.
 mujoco.set_mju_user_warning(lambda message: _log.debug("MuJoCo: %s", message))
@@ -54,7 +51,7 @@ class Physics:
 
 
 class MujocoBatch:
-    """Environments of one MuJoCo task, stepped by a pool of `threads` threads."""
+    """Environments of one MuJoCo task, stepped on `threads` threads."""
 
     def __init__(self, physics: Physics, size: int, threads: int | None = None) -> None:
         env = gymnasium.make(physics.env_id)
@@ -63,15 +60,12 @@ class MujocoBatch:
         assert env.spec is not None and env.spec.max_episode_steps is not None
         self._physics = physics
         self._model = base.model
-        self._models = [base.model] * size
         self._frame_skip = base.frame_skip
         self._seconds = float(base.dt)
         self._time_limit = env.spec.max_episode_steps
         self._initial = (base.init_qpos.copy(), base.init_qvel.copy())
         env.close()
-        threads = min(size, threads or os.cpu_count() or 1)
-        self._data = [mujoco.MjData(self._model) for _ in range(threads)]
-        self._rollout = rollout.Rollout(nthread=threads if threads > 1 else 0)
+        self._simulators = Simulators(self._model, min(size, threads or os.cpu_count() or 1))
         full = mujoco.mjtState.mjSTATE_FULLPHYSICS
         self._states = np.zeros((size, mujoco.mj_stateSize(self._model, full)))
         self._qpos = self._states[:, 1 : 1 + self._model.nq]
@@ -104,17 +98,7 @@ class MujocoBatch:
         states = self._states[rows]
         control, trace = self._control[: len(states)], self._trace[: len(states)]
         control[:] = actions[rows, None, :]
-        if len(states):  # the library crashes on an empty batch
-            self._rollout.rollout(
-                self._models[: len(states)],
-                self._data,
-                states,
-                control,
-                nstep=self._frame_skip,
-                state=trace,
-                chunk_size=-(-len(states) // (CHUNKS * len(self._data))),
-                skip_checks=True,
-            )
+        self._simulators.step(states, control, trace)
         self._states[rows] = trace[:, -1]
         self._clock[rows] += 1
         qpos, qvel = self._qpos, self._qvel
@@ -147,8 +131,8 @@ class MujocoBatch:
         self._clock[indices] = 0
 
     def close(self) -> None:
-        """Stop the thread pool."""
-        self._rollout.close()
+        """Stop the threads."""
+        self._simulators.close()
 
 
 def _positions_and_velocities(qpos: Array, qvel: Array) -> Array:
@@ -173,7 +157,7 @@ def _uniform_start(noise: float) -> Callable[[np.random.Generator, Array, Array]
 
 
 def _walker_observation(qpos: Array, qvel: Array) -> Array:
-    return np.concatenate([qpos[:, 1:], np.clip(qvel, -10, 10)], axis=1)
+    return np.concatenate([qpos[:, 1:], np.minimum(np.maximum(qvel, -10), 10)], axis=1)
 
 
 def _hopper_healthy(qpos: Array, qvel: Array) -> NDArray[np.bool_]:
