@@ -21,6 +21,7 @@ from ultra.errors import UltraError
 from ultra.files import write_atomically
 from ultra.permits import hold_file
 from ultra.progress import Reporter
+from ultra.run import Run
 from ultra.studies.plan import Job
 
 ATTEMPTS = "attempts.jsonl"
@@ -135,12 +136,14 @@ def record_error(job: Job, error: str) -> str:
 
 
 def _run(job: Job, reporter: NotedProgress) -> None:
-    from ultra import api
+    # Here, and not where every command of a study would pay for it.
+    from ultra.pipeline import Refinement
+    from ultra.training import train_policy
 
     if isinstance(job.config, RefineConfig):
-        api.refine(job.config, job.path, reporter)
+        Refinement.start(job.path, job.config, reporter).run_all()
     else:
-        api.train(job.config, job.path, reporter)
+        train_policy(Run.start(job.path, "train", job.config), reporter)
 
 
 def _tidy(run: Path) -> None:
