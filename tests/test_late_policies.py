@@ -88,9 +88,11 @@ def test_the_better_policy_is_chosen_within_the_allowance(
     )
     assert same(chosen, good)
     assert 0 < budget.spent["collect"] == budget.used <= 2000
-    assert "of 4 policies the one after 200 steps" in told[0]
     found = json.loads((tmp_path / "late.json").read_text())
     assert [len(means) for means in found["rounds"]] == [4, 3]
+    decisive = found["rounds"][1]
+    assert f"of 4 policies the one after 200 steps: {decisive['after 200 steps']:.1f} in an episode" in told[0]
+    assert told[0].endswith(f"the last one {decisive['after 300 steps']:.1f}")
 
 
 def test_where_nothing_tells_policies_apart_the_last_one_stays(task: Task, good: Policy, poor: Policy) -> None:

@@ -117,7 +117,7 @@ def choose(
     if record is not None:
         write_json(record, {"chosen": name, "rounds": rounds})
     if rounds:
-        say(_words(name, named[0][0], len(named), rounds[0]))
+        say(_words(name, named[0][0], len(named), rounds))
     return chosen
 
 
@@ -125,7 +125,8 @@ def _best(places: list[int], means: NDArray[np.float64]) -> list[int]:
     return [places[row] for row in np.argsort(-means, kind="stable")]
 
 
-def _words(name: str, last: str, count: int, first: dict[str, float]) -> str:
-    """What a person is told of the choice."""
-    found = f"choose    of {count} policies the one {name}: {first[name]:.1f} in an episode"
-    return found if name == last else f"{found}, the last one {first[last]:.1f}"
+def _words(name: str, last: str, count: int, rounds: list[dict[str, float]]) -> str:
+    """What a person is told of the choice: returns of the last round in which both played."""
+    found = next(played for played in reversed(rounds) if last in played)
+    words = f"choose    of {count} policies the one {name}: {found[name]:.1f} in an episode"
+    return words if name == last else f"{words}, the last one {found[last]:.1f}"
