@@ -82,9 +82,8 @@ def tables(summary: Summary) -> list[Table]:
         ]  # fmt: skip
         found.append((task, header, [_task_row(line) for line in lines]))
     found.append(_spending(summary))
-    if summary.missing:
-        rows = [[job.name, error or "not done yet"] for job, error in summary.missing]
-        found.append(("Runs that are missing", ["run", "why"], rows))
+    if failed := [[job.name, error] for job, error in summary.missing if error]:
+        found.append(("Runs that failed", ["run", "why"], failed))
     return found
 
 
