@@ -342,3 +342,5 @@ def test_an_error_beside_the_calling_thread_is_raised_and_not_kept() -> None:
     simulators.step(states, controls, trace)
     assert trace[:, 0, 0].tolist() == [model.opt.timestep] * 4
     simulators.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        simulators.step(states, controls, trace)

@@ -46,7 +46,12 @@ class Simulators:
             states: (n, state size), full physics.
             controls: (n, physics steps, controls).
             trace: (n, physics steps, state size), filled with the states after each physics step.
+
+        Raises:
+            RuntimeError: after `close`.
         """
+        if not self.close.alive:
+            raise RuntimeError("a step was asked for after the simulators were closed")
         own = -(-len(states) // self._threads)
         if own == len(states):
             self._caller.step(states, controls, trace)
