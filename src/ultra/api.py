@@ -55,7 +55,7 @@ def train(config: TrainConfig, out: PathLike, reporter: Reporter | None = None) 
     Returns:
         The contents of `result.json`.
     """
-    return train_policy(Run.start(Path(out), "train", config), reporter or Reporter(quiet=True))
+    return train_policy(Path(out), config, reporter or Reporter(quiet=True))
 
 
 def evaluate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,14 @@ from ultra.progress import Reporter, TrainingLog
 from ultra.run import Run, versions
 
 
-def train_policy(run: Run, reporter: Reporter) -> dict[str, Any]:
+def train_policy(path: Path, config: TrainConfig, reporter: Reporter) -> dict[str, Any]:
     """Train in a run directory, which becomes a policy directory; continues where it was interrupted.
 
     Returns:
         The contents of `result.json`.
     """
-    config: TrainConfig = run.config
+    run = Run.start(path, "train", config)
+    config = run.config
     task = task_of(config)
     if task.note:
         reporter.say(f"task      {task.name}: {task.note}")

@@ -20,9 +20,10 @@ from ultra.config import RefineConfig
 from ultra.errors import UltraError
 from ultra.files import write_atomically
 from ultra.permits import hold_file
+from ultra.pipeline import Refinement
 from ultra.progress import Reporter
-from ultra.run import Run
 from ultra.studies.plan import Job
+from ultra.training import train_policy
 
 ATTEMPTS = "attempts.jsonl"
 """In a run directory: when and where the run was tried, and how long that took."""
@@ -136,14 +137,10 @@ def record_error(job: Job, error: str) -> str:
 
 
 def _run(job: Job, reporter: NotedProgress) -> None:
-    # Here, and not where every command of a study would pay for it.
-    from ultra.pipeline import Refinement
-    from ultra.training import train_policy
-
     if isinstance(job.config, RefineConfig):
         Refinement.start(job.path, job.config, reporter).run_all()
     else:
-        train_policy(Run.start(job.path, "train", job.config), reporter)
+        train_policy(job.path, job.config, reporter)
 
 
 def _tidy(run: Path) -> None:
