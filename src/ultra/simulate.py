@@ -10,43 +10,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.errors import DivergedError
-from ultra.expression import Expression, Guards, StepBefore
-from ultra.plans import Plan, PlanTable
 from ultra.policy import Decision, Policy
+from ultra.programs.compiled import Controller
+from ultra.programs.executor import Executor
 from ultra.spaces import Actions
+from ultra.streams import stream
 from ultra.tasks.batch import Batch, Live, Observations, Snapshot, Step
 
 NOISE_BLOCK = 64
 
 
 @dataclass(frozen=True)
-class Habit:
-    """A plan that begins in every state where a guard holds, unless another is under way."""
-
-    guard: Expression
-    plan: Plan
-    adds: bool = False
-    """A relative plan of one step that is added to whatever is done, as a unit of a network would."""
-
-
-@dataclass(frozen=True)
 class Branch:
-    """One stretch of simulation: from a start, perhaps a plan, then the policy."""
+    """One stretch of simulation: from a start, the policy acts, perhaps under a controller."""
 
     noise_seed: int
-    """Seed of the policy's randomness: branches that share it use common random numbers."""
+    """Seed of the policy's randomness: branches that share it use common random numbers. It may equal `reset_seed`:
+    they seed different streams."""
     steps: int
     """Longest duration; where it is reached, the critic's value stands for the rest."""
     start: Snapshot | None = None
     """State to start from; None resets the environment with `reset_seed`."""
     reset_seed: int = 0
     """Seed of the environment's reset."""
-    plan: Plan | None = None
-    """Executed first."""
-    strength: float = 1.0
-    """Factor of a relative plan."""
-    habits: tuple[Habit, ...] = ()
-    """Followed throughout; where several guards hold, the first one counts, and all those that add."""
+    controller: Controller | None = None
+    """Followed throughout: a plan, rules or programs, on top of what the policy does."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +81,7 @@ class _Noise:
 
     def seed(self, slot: int, seed: int) -> None:
         """Begin a slot's noise anew."""
-        self._rngs[slot] = np.random.default_rng(seed)
+        self._rngs[slot] = stream(seed, "policy noise")
         self._numbers[slot] = -1
 
     def at(self, clocks: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -140,8 +128,7 @@ def simulate(
         if watcher is not None:
             watcher.before(slots.jobs, slots.clocks, batch)
         observations = slots.observations
-        slots.heed_guards()
-        actions = policy.architecture.action_space.clip(slots.planned(decision.actions))
+        actions = policy.architecture.action_space.clip(slots.controlled(decision.actions))
         step = batch.step(actions, slots.live)
         slots.count(step)
         if watcher is not None:
@@ -158,29 +145,16 @@ class _Slots:
     ) -> None:
         size = batch.size
         self._batch, self._policy, self._branches, self._gamma = batch, policy, branches, gamma
-        with_plan = [branch for branch in branches if branch.plan is not None]
-        self._habits = list(dict.fromkeys(habit for branch in branches for habit in branch.habits))
-        self._guards = Guards([habit.guard for habit in self._habits])
-        self._first_habit = len(with_plan)
-        self._adding = [column for column, habit in enumerate(self._habits) if habit.adds]
-        self._changes = np.array([self._habits[column].plan.expand()[0] for column in self._adding])
-        self._added: NDArray[np.float32] | None = None
-        self._table = PlanTable(
-            [*(branch.plan for branch in with_plan if branch.plan is not None), *(h.plan for h in self._habits)],
-            [*(branch.strength for branch in with_plan), *(1.0 for _ in self._habits)],
-            policy.architecture.action_space,
-        )
-        self._row_of_job = np.cumsum([branch.plan is not None for branch in branches]) - 1
+        controllers = [branch.controller for branch in branches if branch.controller is not None]
+        programs = list(dict.fromkeys(controller.program for controller in controllers))
+        self._number = {program: number for number, program in enumerate(programs)}
+        self._executor = Executor(programs, policy.architecture.action_space, size)
         self._limits = np.array([branch.steps for branch in branches], dtype=np.int64)
         self._waiting = list(range(len(branches)))[::-1]
         self._deterministic = deterministic
         self._noise = _Noise(policy, size)
         self._quiet = np.zeros((size, policy.architecture.action_space.size), np.float32)
         self._values, self._rewards = np.zeros(size), np.zeros(size)
-        self._rows = np.full(size, -1, dtype=np.intp)
-        self._positions = np.zeros(size, dtype=np.int64)
-        self._has = np.zeros((size, len(self._habits)), dtype=np.bool_)
-        self._before = StepBefore(size)
         self.jobs = np.full(size, -1, dtype=np.int64)
         self.clocks = np.zeros(size, dtype=np.int64)
         self.outcomes: list[Outcome | None] = [None] * len(branches)
@@ -204,31 +178,12 @@ class _Slots:
         noise = self._quiet if self._deterministic else self._noise.at(self.clocks)
         return self._policy.decide(self.observations, noise)
 
-    def heed_guards(self) -> None:
-        """Begin habits where their guards hold; facts are computed only where there are habits."""
-        if not self._has.any():
-            return
-        facts = self._batch.facts()
-        held = self._guards.evaluate(facts, self._before.of(facts)) & self._has
-        if self._adding:
-            self._added = held[:, self._adding].astype(np.float32) @ self._changes
-            held[:, self._adding] = False
-        begun = np.flatnonzero((self._rows < 0) & held.any(axis=1))
-        self._rows[begun] = self._first_habit + held[begun].argmax(axis=1)
-        self._positions[begun] = 0
-
-    def planned(self, actions: Actions) -> Actions:
-        """The policy's actions with those of the plans put in."""
-        if self._added is not None:
-            actions = actions + self._added
-        where = np.flatnonzero(self._rows >= 0)
-        if len(where):
-            actions = actions.copy()
-            rows = self._rows[where]
-            actions[where] = self._table.apply(rows, self._positions[where], actions[where])
-            self._positions[where] += 1
-            self._rows[where[self._positions[where] >= self._table.lengths[rows]]] = -1
-        return actions
+    def controlled(self, actions: Actions) -> Actions:
+        """The policy's actions with what controllers make of them; facts are computed only where there are any."""
+        if not self._executor.active:
+            return actions
+        done, _ = self._executor.act(self._batch.facts(), actions)
+        return done
 
     def count(self, step: Step) -> None:
         """Add the step's rewards to the branches under way."""
@@ -279,9 +234,9 @@ class _Slots:
 
     def _fill(self, free: NDArray[np.intp]) -> None:
         """Put waiting branches into free slots."""
-        self.jobs[free], self._rows[free], self._positions[free] = -1, -1, 0
-        self._has[free] = False
-        self._before.begin(free)
+        self.jobs[free] = -1
+        self._executor.release(free)
+        self._executor.begin(free)
         self.clocks[free], self._values[free], self._rewards[free] = 0, 0.0, 0.0
         resets: list[int] = []
         restores: list[tuple[int, Snapshot]] = []
@@ -290,9 +245,8 @@ class _Slots:
             job = self._waiting.pop()
             branch = self._branches[job]
             self.jobs[slot] = job
-            self._has[slot, [self._habits.index(habit) for habit in branch.habits]] = True
-            if branch.plan is not None:
-                self._rows[slot] = self._row_of_job[job]
+            if branch.controller is not None:
+                self._executor.assign(slot, self._number[branch.controller.program], branch.controller.settings)
             self._noise.seed(slot, branch.noise_seed)
             if branch.start is None:
                 resets.append(slot)

@@ -1,0 +1,538 @@
+"""The expression language of guards, programs and potentials: whitelisted, and never run as code.
+
+    ball_dx > 0 and ball_x > 130 and abs(paddle_y - ball_y) > 8
+    clip(k * (target - angle) - d * angle_velocity, -1, 1) if abs(angle) > 0.1 else agent(torque)
+
+The text is read by Python's parser into a tree. Every node is checked against a whitelist and becomes an
+instruction on arrays, one entry for each environment; equal subexpressions become one instruction. There is one
+evaluator, `Tape.run`, for guards, actions and potentials alike.
+
+Numbers follow IEEE arithmetic: dividing zero by zero gives no number (NaN), and a comparison with no number does
+not hold. A condition that is used as a number counts as 1 or 0.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ultra.errors import UltraError
+
+MAX_LENGTH = 600
+"""Most characters of an expression."""
+MAX_DEPTH = 24
+"""Most levels of nesting."""
+MAX_NUMBER = 1e9
+"""Largest magnitude of a number that is written in an expression."""
+
+Values = NDArray[Any]
+"""(n,) floats or booleans, or a scalar that holds for all n."""
+
+
+class ExpressionError(UltraError):
+    """An expression that is not allowed; the message names the part and what is allowed."""
+
+
+class Frame(NamedTuple):
+    """What expressions may read in one step of n environments."""
+
+    facts: Values
+    """(n, n_facts) of the states."""
+    previous: Values
+    """(n, n_facts) one step earlier; in an episode's first state, that state itself."""
+    start: Values
+    """(n, n_facts) of the states in which the episodes began."""
+    agent: Values
+    """(n, n_actions): the agent's own action; for discrete actions 1 for the one it chose, 0 for the others."""
+    settings: Values
+    """(n, n_settings): values of the parameters."""
+    clocks: Values
+    """(n, n_clocks) in radians."""
+    memory: Values
+    """(n, n_registers)."""
+
+
+FACTS, PREVIOUS, START, AGENT, SETTINGS, CLOCKS, MEMORY = range(7)
+
+
+def _differ(left: Values, right: Values) -> Values:
+    """Not equal, where both are numbers; other comparisons do not hold without that anyway."""
+    result: Values = (left != right) & ~np.isnan(left) & ~np.isnan(right)
+    return result
+
+
+def _wrap(angle: Values) -> Values:
+    """An angle moved into -pi..pi."""
+    result: Values = np.mod(angle + np.pi, 2 * np.pi) - np.pi
+    return result
+
+
+def _clip(value: Values, low: Values, high: Values) -> Values:
+    return np.minimum(np.maximum(value, low), high)
+
+
+def _pick(index: Values, *options: Values) -> Values:
+    """The option at the whole part of an index; no number where there is none."""
+    place = np.floor(index)
+    valid = (place >= 0) & (place < len(options))
+    table = np.stack(np.broadcast_arrays(*(np.asarray(option, np.float64) for option in options)))
+    row = np.where(valid, place, 0).astype(np.intp)
+    picked = table[row] if table.ndim == 1 else table[row, np.arange(table.shape[1])]
+    return np.where(valid, picked, np.nan)
+
+
+def _as_number(condition: Values) -> Values:
+    return np.asarray(condition, dtype=np.float64)
+
+
+_COMPARISONS: dict[type[ast.cmpop], tuple[str, Callable[..., Values]]] = {
+    ast.Lt: ("<", np.less),
+    ast.LtE: ("<=", np.less_equal),
+    ast.Gt: (">", np.greater),
+    ast.GtE: (">=", np.greater_equal),
+    ast.Eq: ("==", np.equal),
+    ast.NotEq: ("!=", _differ),
+}
+_ARITHMETIC: dict[type[ast.operator], tuple[str, Callable[..., Values]]] = {
+    ast.Add: ("+", np.add),
+    ast.Sub: ("-", np.subtract),
+    ast.Mult: ("*", np.multiply),
+    ast.Div: ("/", np.divide),
+    ast.Mod: ("%", np.mod),
+    ast.Pow: ("**", np.power),
+}
+_FUNCTIONS: dict[str, tuple[int, int, Callable[..., Values]]] = {
+    "abs": (1, 1, np.abs),
+    "sign": (1, 1, np.sign),
+    "sin": (1, 1, np.sin),
+    "cos": (1, 1, np.cos),
+    "tan": (1, 1, np.tan),
+    "atan2": (2, 2, np.arctan2),
+    "sqrt": (1, 1, np.sqrt),
+    "exp": (1, 1, np.exp),
+    "log": (1, 1, np.log),
+    "tanh": (1, 1, np.tanh),
+    "floor": (1, 1, np.floor),
+    "wrap": (1, 1, _wrap),
+    "clip": (3, 3, _clip),
+    "min": (2, 32, np.minimum),
+    "max": (2, 32, np.maximum),
+    "pick": (2, 64, _pick),
+}
+"""Least and most arguments, and the function on arrays."""
+_CONDITIONS = frozenset({"and", "or", "not", "true", "false", *(sign for sign, _ in _COMPARISONS.values())})
+"""Operations whose result is a condition, not a number."""
+_READS = {"prev": PREVIOUS, "start": START}
+RESERVED = frozenset({*_FUNCTIONS, *_READS, "agent", "true", "false", "pi", "and", "or", "not", "if", "else"})
+"""Names that parameters, clocks, registers and lets may not have."""
+SYNTAX = (
+    "+ - * / % **, comparisons, and, or, not, x if condition else y, "
+    f"{', '.join(_FUNCTIONS)}, prev(fact), start(fact), agent(action), true, false, pi, and known names"
+)
+"""What may stand in an expression, for messages and prompts."""
+
+
+class Instruction(NamedTuple):
+    """One operation on arrays."""
+
+    operation: str
+    """A function or sign; `number`, `read`, or `setting` (a setting at a computed place)."""
+    operands: tuple[int, ...] = ()
+    """Places of earlier instructions."""
+    value: float = 0.0
+    """Of a number."""
+    source: int = -1
+    """Of a read: which array of the frame."""
+    column: int = -1
+    """Of a read: which column."""
+    table: tuple[int, int, int] = (0, 0, 0)
+    """Of a setting at a computed place: its first column, its length, and the columns between two entries."""
+
+
+class Tape:
+    """Instructions in order; an expression is the place of its last one."""
+
+    def __init__(self) -> None:
+        self.instructions: list[Instruction] = []
+        self._places: dict[Instruction, int] = {}
+        self._code: list[tuple[int, Any, Any]] = []
+
+    def __len__(self) -> int:
+        return len(self.instructions)
+
+    def add(self, instruction: Instruction) -> int:
+        """The place of an instruction, which is appended unless it is there already; constants are folded."""
+        operands = [self.instructions[place] for place in instruction.operands]
+        if operands and instruction.operation != "setting" and all(_is_constant(operand) for operand in operands):
+            with np.errstate(all="ignore"):
+                value = _OPERATIONS[instruction.operation](*(_constant(operand) for operand in operands))
+            if instruction.operation in _CONDITIONS:
+                return self.add(Instruction("true" if value else "false"))
+            return self.number(float(value))
+        place = self._places.get(instruction)
+        if place is None:
+            place = len(self.instructions)
+            self.instructions.append(instruction)
+            self._code.append(_compiled(instruction))
+            self._places[instruction] = place
+        return place
+
+    def number(self, value: float) -> int:
+        """The place of a constant."""
+        return self.add(Instruction("number", value=value))
+
+    def read(self, source: int, column: int) -> int:
+        """The place of what stands in a column of one of the frame's arrays."""
+        return self.add(Instruction("read", source=source, column=column))
+
+    def is_condition(self, place: int) -> bool:
+        """Whether the value at a place is true or false, not a number."""
+        return self.instructions[place].operation in _CONDITIONS
+
+    def is_true(self, place: int) -> bool:
+        """Whether the value at a place is the constant `true`."""
+        return self.instructions[place].operation == "true"
+
+    def reads(self, source: int) -> frozenset[int]:
+        """Columns of one of the frame's arrays that are read."""
+        return frozenset(item.column for item in self.instructions if item.source == source)
+
+    def run(self, frame: Frame) -> list[Values]:
+        """The value at every place, (n,) each or a scalar."""
+        values: list[Values] = []
+        append = values.append
+        with np.errstate(all="ignore"):
+            for kind, function, operands in self._code:
+                if kind == 2:
+                    append(function(values[operands[0]], values[operands[1]]))
+                elif kind == 1:
+                    append(function(values[operands]))
+                elif kind == 0:
+                    append(frame[function][:, operands])
+                elif kind == -1:
+                    append(operands)
+                elif kind == -2:
+                    append(_setting_at(frame.settings, values[operands[0]], *operands[1:]))
+                else:
+                    append(function(*[values[operand] for operand in operands]))
+        return values
+
+
+def _is_constant(instruction: Instruction) -> bool:
+    return instruction.operation in ("number", "true", "false")
+
+
+def _constant(instruction: Instruction) -> Any:
+    return np.float64(instruction.value) if instruction.operation == "number" else instruction.operation == "true"
+
+
+def _many(function: Callable[..., Values]) -> Callable[..., Values]:
+    """A function of two arguments, for two or more."""
+
+    def call(*values: Values) -> Values:
+        result = function(values[0], values[1])
+        for value in values[2:]:
+            result = function(result, value)
+        return result
+
+    return call
+
+
+_OPERATIONS: dict[str, Callable[..., Values]] = {
+    **dict(_COMPARISONS.values()),
+    **dict(_ARITHMETIC.values()),
+    **{name: function for name, (_, _, function) in _FUNCTIONS.items()},
+    "min": _many(np.minimum),
+    "max": _many(np.maximum),
+    "negative": np.negative,
+    "and": np.logical_and,
+    "or": np.logical_or,
+    "not": np.logical_not,
+    "if": np.where,
+    "as number": _as_number,
+}
+
+
+def _setting_at(settings: Values, index: Values, first: int, count: int, stride: int) -> Values:
+    """Settings of each row at a computed place of a table in them; no number beyond its ends."""
+    place = np.floor(index)
+    valid = (place >= 0) & (place < count)
+    columns = first + stride * np.where(valid, place, 0).astype(np.intp)
+    return np.where(valid, settings[np.arange(len(settings)), columns], np.nan)
+
+
+def _compiled(instruction: Instruction) -> tuple[int, Any, Any]:
+    operation, operands = instruction.operation, instruction.operands
+    if operation == "read":
+        return 0, instruction.source, instruction.column
+    if operation == "setting":
+        return -2, None, (operands[0], *instruction.table)
+    if not operands:
+        return -1, None, _constant(instruction)
+    function = _OPERATIONS[operation]
+    if len(operands) == 1:
+        return 1, function, operands[0]
+    return len(operands), function, operands
+
+
+class Reader:
+    """Turns text into instructions of a tape; whatever it does not know is an error that names it.
+
+    Args:
+        tape: to which instructions are appended.
+        facts: names of the facts, by column.
+        actions: names that `agent(...)` may take; empty where there is no agent.
+        names: further names (parameters, clocks, registers, lets), each with what makes its instructions.
+        what: what is being read, for messages: `guard`, `rules[2].set.thigh`.
+    """
+
+    def __init__(
+        self,
+        tape: Tape,
+        facts: Sequence[str],
+        actions: Sequence[str] = (),
+        names: Mapping[str, Callable[[], int]] | None = None,
+        what: str = "guard",
+    ) -> None:
+        self.tape, self.what = tape, what
+        self._facts = {name: column for column, name in enumerate(facts)}
+        self._actions = {name: column for column, name in enumerate(actions)}
+        self._names = names or {}
+        self._text = ""
+
+    def condition(self, text: str, what: str = "") -> int:
+        """The place of an expression that is true or false.
+
+        Raises:
+            ExpressionError: naming the part that is not allowed, and what is.
+        """
+        node = self._parse(text, what)
+        place = self._read(node, 0)
+        if not self.tape.is_condition(place):
+            raise self._error(node, "is not a condition: compare it with something, for instance `> 0`")
+        return place
+
+    def number(self, text: str, what: str = "") -> int:
+        """The place of an expression that is a number; a condition counts as 1 or 0.
+
+        Raises:
+            ExpressionError: naming the part that is not allowed, and what is.
+        """
+        return self._number(self._parse(text, what), 0)
+
+    def value(self, text: str, what: str = "") -> int:
+        """The place of an expression that is a number or a condition.
+
+        Raises:
+            ExpressionError: naming the part that is not allowed, and what is.
+        """
+        return self._read(self._parse(text, what), 0)
+
+    def _parse(self, text: str, what: str) -> ast.expr:
+        self.what = what or self.what
+        if not isinstance(text, str) or not text.strip():
+            raise ExpressionError(f"{self.what} is empty: write an expression such as `x > 0`")
+        if len(text) > MAX_LENGTH:
+            raise ExpressionError(
+                f"{self.what} has {len(text)} characters: at most {MAX_LENGTH} are allowed; split it with `let`"
+            )
+        self._text = text.strip()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return ast.parse(self._text, mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            reason = error.msg if isinstance(error, SyntaxError) else str(error)
+            raise ExpressionError(
+                f"{self.what} {self._text!r} does not parse ({' '.join(reason.split())}): known are {SYNTAX}"
+            ) from None
+
+    def _error(self, node: ast.AST, reason: str) -> ExpressionError:
+        part = ast.get_source_segment(self._text, node) if isinstance(node, ast.expr) else None
+        shown = " ".join(part.split()) if part else repr(type(node).__name__)
+        return ExpressionError(f"{self.what} {' '.join(self._text.split())!r}: {shown} {reason}")
+
+    def _number(self, node: ast.expr, depth: int) -> int:
+        place = self._read(node, depth)
+        return self.tape.add(Instruction("as number", (place,))) if self.tape.is_condition(place) else place
+
+    def _condition(self, node: ast.expr, depth: int) -> int:
+        place = self._read(node, depth)
+        if not self.tape.is_condition(place):
+            raise self._error(node, "is not a condition: compare it with something, for instance `> 0`")
+        return place
+
+    def _read(self, node: ast.expr, depth: int) -> int:
+        """The place of a node's value."""
+        if depth >= MAX_DEPTH:
+            raise self._error(node, f"is nested too deeply: at most {MAX_DEPTH} levels")
+        depth += 1
+        match node:
+            case ast.Constant():
+                return self._constant(node)
+            case ast.Name():
+                return self._name(node)
+            case ast.BoolOp():
+                return self._joined(node, depth)
+            case ast.UnaryOp(op=ast.Not()):
+                return self.tape.add(Instruction("not", (self._condition(node.operand, depth),)))
+            case ast.UnaryOp(op=ast.UAdd()):
+                return self._number(node.operand, depth)
+            case ast.UnaryOp(op=ast.USub()):
+                return self.tape.add(Instruction("negative", (self._number(node.operand, depth),)))
+            case ast.Compare():
+                return self._comparison(node, depth)
+            case ast.BinOp():
+                return self._arithmetic(node, depth)
+            case ast.IfExp():
+                return self._choice(node, depth)
+            case ast.Call():
+                return self._call(node, depth)
+        raise self._error(node, f"is not allowed: known are {SYNTAX}")
+
+    def _constant(self, node: ast.Constant) -> int:
+        value = node.value
+        if isinstance(value, bool):
+            raise self._error(node, f"is written {str(value).lower()} here")
+        if not isinstance(value, int | float) or not abs(value) <= MAX_NUMBER:
+            raise self._error(node, f"is not a number of at most {MAX_NUMBER:g}")
+        return self.tape.number(float(value))
+
+    def _name(self, node: ast.Name) -> int:
+        name = node.id
+        if name in ("true", "false"):
+            return self.tape.add(Instruction(name))
+        if name == "pi":
+            return self.tape.number(math.pi)
+        if name in self._facts:
+            return self.tape.read(FACTS, self._facts[name])
+        if name in self._names:
+            return self._names[name]()
+        if name in self._actions:
+            raise self._error(node, f"is an action: what the agent itself does is agent({name})")
+        known = ", ".join([*self._facts, *self._names])
+        raise self._error(node, f"is not a fact or a known name: known are {known}")
+
+    def _joined(self, node: ast.BoolOp, depth: int) -> int:
+        join = "and" if isinstance(node.op, ast.And) else "or"
+        place, *others = [self._condition(value, depth) for value in node.values]
+        for other in others:
+            place = self.tape.add(Instruction(join, (place, other)))
+        return place
+
+    def _comparison(self, node: ast.Compare, depth: int) -> int:
+        sides = [self._number(side, depth) for side in (node.left, *node.comparators)]
+        place = -1
+        for op, pair in zip(node.ops, pairwise(sides), strict=True):
+            if type(op) not in _COMPARISONS:
+                raise self._error(node, f"compares by {type(op).__name__}: known are < <= > >= == !=")
+            held = self.tape.add(Instruction(_COMPARISONS[type(op)][0], pair))
+            place = held if place < 0 else self.tape.add(Instruction("and", (place, held)))
+        return place
+
+    def _arithmetic(self, node: ast.BinOp, depth: int) -> int:
+        if type(node.op) not in _ARITHMETIC:
+            raise self._error(node, f"uses {type(node.op).__name__}: known are + - * / % **")
+        operands = self._number(node.left, depth), self._number(node.right, depth)
+        return self.tape.add(Instruction(_ARITHMETIC[type(node.op)][0], operands))
+
+    def _choice(self, node: ast.IfExp, depth: int) -> int:
+        test = self._condition(node.test, depth)
+        return self.tape.add(
+            Instruction("if", (test, self._number(node.body, depth), self._number(node.orelse, depth)))
+        )
+
+    def _call(self, node: ast.Call, depth: int) -> int:
+        name = node.func.id if isinstance(node.func, ast.Name) else ""
+        if node.keywords or (name not in _FUNCTIONS and name not in (*_READS, "agent")):
+            raise self._error(
+                node, f"calls something unknown: functions are {', '.join([*_FUNCTIONS, *_READS, 'agent'])}"
+            )
+        if name in _FUNCTIONS:
+            least, most, _ = _FUNCTIONS[name]
+            if not least <= len(node.args) <= most:
+                wanted = str(least) if least == most else f"{least} to {most}"
+                raise self._error(node, f"has {len(node.args)} arguments: {name} takes {wanted}")
+            operands = tuple(self._number(argument, depth) for argument in node.args)
+            return self.tape.add(Instruction(name, operands))
+        table, kind = (self._actions, "action") if name == "agent" else (self._facts, "fact")
+        argument = node.args[0] if len(node.args) == 1 else None
+        if not isinstance(argument, ast.Name) or argument.id not in table:
+            known = ", ".join(table) or f"none here, {name} cannot be used"
+            raise self._error(node, f"must name one {kind}: {name}({kind}); {kind}s are {known}")
+        return self.tape.read(AGENT if name == "agent" else _READS[name], table[argument.id])
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A checked guard over facts alone.
+
+    Attributes:
+        text: as it was written.
+        names: facts that exist, in the order of the columns.
+        tape, place: its instructions.
+    """
+
+    text: str
+    names: tuple[str, ...]
+    tape: Tape = field(repr=False, compare=False)
+    place: int = field(repr=False, compare=False)
+
+    @property
+    def facts(self) -> frozenset[str]:
+        """Facts that it speaks of."""
+        columns = self.tape.reads(FACTS) | self.tape.reads(PREVIOUS) | self.tape.reads(START)
+        return frozenset(self.names[column] for column in columns)
+
+    @property
+    def uses_previous(self) -> bool:
+        """Whether it looks one step back."""
+        return bool(self.tape.reads(PREVIOUS))
+
+    def evaluate(self, facts: Values, previous: Values | None = None) -> NDArray[np.bool_]:
+        """Where the guard holds (n,).
+
+        Args:
+            facts: (n, n_facts), columns as in `names`.
+            previous: (n, n_facts) one step earlier; without it, `prev` sees the same step.
+
+        Raises:
+            ExpressionError: if the arrays do not have a column for each name.
+        """
+        before = facts if previous is None else previous
+        if facts.ndim != 2 or facts.shape[1] != len(self.names) or before.shape != facts.shape:
+            raise ExpressionError(
+                f"facts of shapes {facts.shape} and {before.shape} do not fit the {len(self.names)} names of a guard"
+            )
+        held = self.tape.run(frame(facts, before))[self.place]
+        return np.broadcast_to(held, (len(facts),)).astype(np.bool_)
+
+
+def frame(facts: Values, previous: Values | None = None, start: Values | None = None) -> Frame:
+    """A frame of facts alone."""
+    nothing = np.zeros((len(facts), 0))
+    before = facts if previous is None else previous
+    return Frame(facts, before, facts if start is None else start, nothing, nothing, nothing, nothing)
+
+
+def parse(text: str, names: Sequence[str]) -> Condition:
+    """Read and check a guard over facts.
+
+    Args:
+        text: the guard.
+        names: facts that it may speak of.
+
+    Raises:
+        ExpressionError: naming the part that is not allowed, and what is.
+    """
+    tape = Tape()
+    place = Reader(tape, names).condition(text)
+    return Condition(text.strip(), tuple(names), tape, place)
