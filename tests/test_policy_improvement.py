@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ultra.advice import Verification
-from ultra.budget import StepBudget
+from ultra.advice.records import Verification
 from ultra.config import VerifyConfig
-from ultra.plans import Plan, Segment
-from ultra.policy import Architecture, Policy, actor_critic, create_policy
-from ultra.spaces import Actions, Discrete
+from ultra.policies.policy import Architecture, Policy, actor_critic, create_policy
+from ultra.simulation.budget import StepBudget
+from ultra.simulation.paired import Bench, Proposal
 from ultra.tasks import Snapshot, Step
 from ultra.tasks.batch import Facts, Indices, Live, Observations
-from ultra.verification import Bench, Proposal, verify
+from ultra.tasks.plans import Plan, Segment
+from ultra.tasks.spaces import Actions, Discrete
+from ultra.verification.verdicts import verify
 
 Array = NDArray[np.float64]
 

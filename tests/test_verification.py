@@ -19,27 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ultra.advice import Advice, CriticalState, Verification
-from ultra.budget import StepBudget
+from ultra.advice.records import Advice, CriticalState, Verification
 from ultra.config import VerifyConfig
-from ultra.plans import Plan, Segment
-from ultra.policy import Architecture, Policy, create_policy, flatten, unflatten
-from ultra.spaces import Actions, ActionSpace, Continuous, Discrete
+from ultra.policies.policy import Architecture, Policy, create_policy, flatten, unflatten
+from ultra.simulation.budget import StepBudget
+from ultra.simulation.paired import Bench, Proposal, Trial, run_pairs
 from ultra.tasks import Snapshot, Step
 from ultra.tasks.batch import Facts, Indices, Live, Observations
-from ultra.verification import (
-    FIRST_LOOK,
-    Bench,
-    Proposal,
-    Trial,
-    audit,
-    chance_of_clarity,
-    interval,
-    judge,
-    looks,
-    run_pairs,
-    verify,
-)
+from ultra.tasks.plans import Plan, Segment
+from ultra.tasks.spaces import Actions, ActionSpace, Continuous, Discrete
+from ultra.verification.verdicts import FIRST_LOOK, audit, chance_of_clarity, interval, judge, looks, verify
 
 Array = NDArray[np.float64]
 

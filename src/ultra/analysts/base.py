@@ -9,14 +9,14 @@ from typing import Protocol
 
 import numpy as np
 
-from ultra.advice import Advice, CriticalState
-from ultra.budget import StepBudget
+from ultra.advice.records import Advice, CriticalState
+from ultra.collection.trajectories import Trajectory
 from ultra.config import AnalyseConfig, LLMConfig, PPOConfig, StateMaskConfig
-from ultra.policy import Policy
+from ultra.policies.policy import Policy
+from ultra.simulation.budget import StepBudget
+from ultra.simulation.paired import Bench
 from ultra.tasks.batch import Batch, Snapshot
 from ultra.tasks.task import Task
-from ultra.trajectories import Trajectory
-from ultra.verification import Bench
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Critical states are those where replacing the policy's actions for a few steps changes the outcome
 most. Advice is the plan that wins a sequential halving (Karnin et al., ICML 2013) over random
 plans; every comparison uses paired branches with common random numbers. The winner's measured
-advantage is flattered by having won: only `ultra.verification`, on fresh branches, says what it is worth.
+advantage is flattered by having won: only `ultra.verification.verdicts`, on fresh branches, says what it is worth.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ultra.advice import RULES, Advice, CriticalState, save_rules
+from ultra.advice.records import RULES, Advice, CriticalState, save_rules
 from ultra.analysts.base import Case
 from ultra.analysts.random import random_plan
-from ultra.analysts.rule_search import search_rules
-from ultra.describe import largest_facts
-from ultra.plans import Plan
+from ultra.analysts.rules.search import search_rules
+from ultra.collection.describe import largest_facts
+from ultra.collection.trajectories import Trajectory
+from ultra.simulation.paired import Bench, Proposal, Trial
 from ultra.tasks.batch import Snapshot
-from ultra.trajectories import Trajectory
-from ultra.verification import Bench, Proposal, Trial
+from ultra.tasks.plans import Plan
 
 IDENTIFY_SHARE = 0.4
 """Share of the points' allowance for finding critical states; the rest compares plans at them."""
