@@ -16,7 +16,7 @@ $(shell [ -x $(BIN)/python ] || rm -f $(VENV)/.installed-*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart install install-llm install-sb3 install-ray install-envs test lint format lock clean
+.PHONY: help quickstart install install-llm install-sb3 install-ray install-envs test check lint format lock clean
 
 help: ## print this list
 	@echo 'usage: make TARGET [PYTHON=python3.12] [ARGS="..."]'
@@ -39,17 +39,21 @@ install-envs: $(VENV)/.installed-envs ## add Box2D and MiniGrid, which some test
 test: $(VENV)/.installed-dev ## run the tests (ARGS go to pytest)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
 
-lint: $(VENV)/.installed-dev ## check style, format and types
+check: lint ## lint, and the fast tests (ARGS go to pytest)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow" $(ARGS)
+
+lint: $(VENV)/.installed-dev ## check style, format, types and which package imports which
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(VENV)/.installed-dev ## mend style and format where that can be done for you
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
 clean: ## remove .venv, caches and build products (never results)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Known pins are kept where they still fit; ARGS=--upgrade asks for the newest of everything. One version

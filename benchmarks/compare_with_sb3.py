@@ -33,11 +33,11 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.speed import machine
 
+from ultra.common.errors import UltraError
+from ultra.common.files import write_atomically
+from ultra.common.statistics import difference_interval
 from ultra.config import PPOConfig
-from ultra.errors import UltraError
-from ultra.files import write_atomically
-from ultra.rollout import RECENT_EPISODES
-from ultra.statistics import difference_interval
+from ultra.ppo.rollout import RECENT_EPISODES
 
 SETTINGS = PPOConfig(
     environments=8,
@@ -112,8 +112,8 @@ class Trained(NamedTuple):
 
 def train_ultra(contest: Contest, seed: int) -> Trained:
     """Train with ULTRA; observations and rewards are not normalised."""
-    from ultra.policy import Architecture, create_policy
-    from ultra.ppo import Iteration, train
+    from ultra.policies.policy import Architecture, create_policy
+    from ultra.ppo.train import Iteration, train
     from ultra.tasks import get_task
 
     curve: Curve = []
@@ -207,7 +207,7 @@ def play(env_id: str, act: Action, seeds: Iterable[int]) -> list[float]:
 
 def piece(contest: Contest, library: str, seed: int) -> list[Row]:
     """One training and its evaluation, as rows of the CSV."""
-    from ultra.evaluation import evaluation_seeds
+    from ultra.evaluation.evaluate import evaluation_seeds
 
     trained = {ULTRA: train_ultra, SB3: train_sb3}[library](contest, seed)
     returns = play(contest.env_id, trained.act, evaluation_seeds(seed, EVALUATION_EPISODES))

@@ -68,8 +68,8 @@ def width(seconds: float, units: int) -> Measured:
     """The whole loop with two layers of so many units."""
     import numpy as np
 
-    from ultra.guidance.base import NoGuidance
-    from ultra.policy import Architecture, create_policy
+    from ultra.policies.policy import Architecture, create_policy
+    from ultra.ppo.guidance import NoGuidance
 
     found = known(TASK)
     shape = Architecture(found.observation_size, found.action_space, (units, units))
@@ -79,7 +79,7 @@ def width(seconds: float, units: int) -> Measured:
 
 def unguided(seconds: float) -> Measured:
     """The whole loop without guidance, to compare the next ones with."""
-    from ultra.guidance.base import NoGuidance
+    from ultra.ppo.guidance import NoGuidance
 
     return {"loop": loop_rate(fresh_policy(TASK), NoGuidance(), seconds)}
 
@@ -109,10 +109,10 @@ def memory(seconds: float, episodes: int) -> Measured:
     """Peak memory of a run whose first stage collects so many episodes; `seconds` does not matter."""
     import ultra
     from ultra.config import CollectConfig, RefineConfig
-    from ultra.pipeline import Refinement
-    from ultra.progress import Reporter
+    from ultra.pipeline.progress import Reporter
+    from ultra.pipeline.refinement import Refinement
 
-    policy = Path(ultra.__file__).parent / "policies" / TASK
+    policy = Path(ultra.__file__).parent / "policies" / "shipped" / TASK
     steps = 10 * episodes * known(TASK).time_limit
     config = RefineConfig(TASK, policy=str(policy), steps=steps, collect=CollectConfig(episodes=episodes, share=0.1))
     with tempfile.TemporaryDirectory() as folder:
@@ -137,7 +137,7 @@ def loop_rate(policy: Any, guidance: Any, seconds: float) -> float:
     import numpy as np
 
     from ultra.config import PPOConfig
-    from ultra.ppo import Iteration, train
+    from ultra.ppo.train import Iteration, train
 
     config, seen = PPOConfig(), []
     iterations = max(3, round(seconds * 5))

@@ -25,9 +25,9 @@ from benchmarks.own_environments import MOUNTAIN_CAR, stand_in
 from tests.llm_server import Server
 
 from ultra import api
-from ultra.advice import Rule, load_rules
+from ultra.advice.records import Rule, load_rules
 from ultra.config import CollectConfig, EvaluateConfig, LLMConfig, PPOConfig, RefineConfig, TrainConfig, VerifyConfig
-from ultra.run import versions
+from ultra.pipeline.run import versions
 from ultra.tasks import get_task
 
 TASK = "MountainCar-v0"

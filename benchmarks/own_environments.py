@@ -29,6 +29,7 @@ from tests.llm_server import Answer, Request, Server
 from tests.test_own_environment import FIELD
 
 from ultra import api
+from ultra.common.errors import UltraError
 from ultra.config import (
     AnalyseConfig,
     CollectConfig,
@@ -40,12 +41,11 @@ from ultra.config import (
     TrainConfig,
     VerifyConfig,
 )
-from ultra.errors import UltraError
-from ultra.policy import Architecture, create_policy
-from ultra.policy_files import save_policy
-from ultra.run import versions
-from ultra.spaces import Discrete
+from ultra.pipeline.run import versions
+from ultra.policies.io import save_policy
+from ultra.policies.policy import Architecture, create_policy
 from ultra.tasks import Task, get_task
+from ultra.tasks.spaces import Discrete
 
 ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "CartPole-v1": (),

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from ultra.advice import CriticalState
+from ultra.advice.records import CriticalState
 from ultra.analysts.questions import Brief, advise_question, identify_question
-from ultra.collection import collect
+from ultra.collection.collect import collect
+from ultra.collection.describe import count_tokens
+from ultra.collection.effects import measure
 from ultra.config import LLMConfig
-from ultra.describe import count_tokens
-from ultra.effects import measure
-from ultra.policy import Architecture, create_policy
-from ultra.policy_files import SHIPPED, load_policy
+from ultra.policies.io import SHIPPED, load_policy
+from ultra.policies.policy import Architecture, create_policy
 from ultra.tasks import get_task
 
 EPISODES = 20

@@ -25,12 +25,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from ultra import api
 from ultra.config import CollectConfig, EvaluateConfig, PPOConfig, RefineConfig
-from ultra.evaluation import evaluate
-from ultra.opening import open_policy
-from ultra.policy import Policy
-from ultra.policy_files import load_policy
-from ultra.run import versions
-from ultra.sb3.exporting import export_policy
+from ultra.evaluation.evaluate import evaluate
+from ultra.pipeline.run import versions
+from ultra.policies.io import load_policy
+from ultra.policies.opening import open_policy
+from ultra.policies.policy import Policy
+from ultra.policies.sb3.exporting import export_policy
 from ultra.tasks import Task, get_task
 
 SEEDS = list(range(10))

@@ -68,8 +68,8 @@ def collecting(task: str, count: int = 32, steps: int = 64) -> tuple[Any, Callab
     """A batch, and rollouts in it with a fresh policy, without updates."""
     import numpy as np
 
-    from ultra.guidance.base import NoGuidance
-    from ultra.rollout import Environments
+    from ultra.ppo.guidance import NoGuidance
+    from ultra.ppo.rollout import Environments
 
     policy, batch = fresh_policy(task), known(task).make_batch(count)
     environments = Environments(batch, NoGuidance(), np.random.default_rng(0))
@@ -81,11 +81,11 @@ def update(task: str) -> Measured:
     """Our update alone, with the settings that all libraries share."""
     import numpy as np
 
-    from ultra.checkpoint import Learner
     from ultra.config import PPOConfig
-    from ultra.guidance.base import NoGuidance
-    from ultra.ppo import improve, optimizer
-    from ultra.rollout import Environments
+    from ultra.ppo.checkpoint import Learner
+    from ultra.ppo.guidance import NoGuidance
+    from ultra.ppo.rollout import Environments
+    from ultra.ppo.train import improve, optimizer
 
     config = PPOConfig(**SAME)
     policy, rng = fresh_policy(task), np.random.default_rng(0)
@@ -113,8 +113,8 @@ def loop(task: str, steps: int, settings: dict[str, Any], guide: Callable[[int],
     import numpy as np
 
     from ultra.config import PPOConfig
-    from ultra.guidance.base import NoGuidance
-    from ultra.ppo import Iteration, train
+    from ultra.ppo.guidance import NoGuidance
+    from ultra.ppo.train import Iteration, train
 
     config = PPOConfig(**settings)
     seen: list[Iteration] = []
@@ -138,8 +138,8 @@ def visited_facts(task: str, count: int = 64) -> list[Any]:
     """Facts of states that a fresh policy comes to, every five steps of so many environments."""
     import numpy as np
 
-    from ultra.guidance.base import NoGuidance
-    from ultra.rollout import Environments
+    from ultra.ppo.guidance import NoGuidance
+    from ultra.ppo.rollout import Environments
 
     policy, batch = fresh_policy(task), known(task).make_batch(count)
     environments = Environments(batch, NoGuidance(), np.random.default_rng(0))
@@ -174,11 +174,11 @@ def guidance_over(
     """
     import numpy as np
 
-    from ultra.advice import Advice, AdviceBook, CriticalState, Entry, Rule, Verification, calibrate
+    from ultra.advice.expression import parse
+    from ultra.advice.records import Advice, AdviceBook, CriticalState, Entry, Rule, Verification, calibrate
     from ultra.config import GuidanceConfig
-    from ultra.expression import parse
-    from ultra.guidance.ultra import UltraGuidance
-    from ultra.plans import Plan, Segment
+    from ultra.finetuning.ultra import UltraGuidance
+    from ultra.tasks.plans import Plan, Segment
 
     found, rng = known(task), np.random.default_rng(0)
     good = Verification(1.0, 0.5, 1.5, 8, 1.0, "helps", 0)
@@ -292,11 +292,12 @@ def verifying(task: str) -> tuple[Any, Callable[[], int]]:
     import numpy as np
 
     from ultra.analysts.random import random_plan
-    from ultra.budget import StepBudget
-    from ultra.collection import collect
+    from ultra.collection.collect import collect
     from ultra.config import VerifyConfig
-    from ultra.pipeline import BRANCHES_TOGETHER
-    from ultra.verification import Bench, Proposal, verify
+    from ultra.pipeline.refinement import BRANCHES_TOGETHER
+    from ultra.simulation.budget import StepBudget
+    from ultra.simulation.paired import PairedEvaluator, Candidate
+    from ultra.verification.verdicts import verify
 
     found, policy, rng = known(task), fresh_policy(task), np.random.default_rng(0)
     space = found.action_space
@@ -304,11 +305,11 @@ def verifying(task: str) -> tuple[Any, Callable[[], int]]:
     replay = found.make_local_batch(1)
     starts = [episode.snapshot(t % len(episode), replay, space)[0] for t in range(64)]
     batch = found.make_batch(BRANCHES_TOGETHER)
-    proposals = [Proposal(random_plan(space, 16, rng), start) for start in starts]
+    proposals = [Candidate(random_plan(space, 16, rng), start) for start in starts]
 
     def once() -> int:
         budget = StepBudget(10**9)
-        verify(proposals, Bench(batch, policy, 0.99, 64, budget, "verify", 10**9, rng), VerifyConfig(branches=8))
+        verify(proposals, PairedEvaluator(batch, policy, 0.99, 64, budget, "verify", 10**9, rng), VerifyConfig(branches=8))
         return budget.used
 
     return batch, once
@@ -368,7 +369,7 @@ def fresh_policy(task: str) -> Any:
     """An untrained policy of two layers of 64."""
     import numpy as np
 
-    from ultra.policy import Architecture, create_policy
+    from ultra.policies.policy import Architecture, create_policy
 
     found = known(task)
     return create_policy(Architecture(found.observation_size, found.action_space), np.random.default_rng(0))

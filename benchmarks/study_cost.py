@@ -26,10 +26,10 @@ from pathlib import Path
 import numpy as np
 
 from ultra.config import RefineConfig, TrainConfig
-from ultra.guidance.methods import STAGES, analyst_of
-from ultra.policy_files import SHIPPED
-from ultra.reporting import markdown_table
-from ultra.round_advice import BEFORE_FINISHING
+from ultra.finetuning.methods import STAGES, analyst_of
+from ultra.pipeline.reporting import markdown_table
+from ultra.pipeline.round_advice import BEFORE_FINISHING
+from ultra.policies.io import SHIPPED
 from ultra.studies.display import asks_for_money
 from ultra.studies.plan import Job, Study, StudyAnalyst, load_study
 from ultra.studies.work import thread_limits

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import yaml
 
 from ultra import study
-from ultra.reporting import markdown_table
+from ultra.pipeline.reporting import markdown_table
 
 
 def measure(workers: int, runs: int, steps: int, on: Literal["local", "ray"], folder: Path) -> tuple[float, int]:

@@ -19,8 +19,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from ultra.spaces import Discrete
 from ultra.tasks import Task, get_task
+from ultra.tasks.spaces import Discrete
 from ultra.tasks.workers import WorkerBatch
 
 Stepper = Callable[[], None]

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ultra.config import CollectConfig, RefineConfig
-from ultra.pipeline import Refinement
-from ultra.policy import Architecture, create_policy
-from ultra.policy_files import save_policy
-from ultra.progress import Reporter
+from ultra.pipeline.progress import Reporter
+from ultra.pipeline.refinement import Refinement
+from ultra.policies.io import save_policy
+from ultra.policies.policy import Architecture, create_policy
 from ultra.tasks import get_task
 
 TASK = "CartPole-v1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ultra.policy import Policy, flatten
+from ultra.policies.policy import Policy, flatten
 
 
 def same(one: Policy, other: Policy) -> bool:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ultra.advice import (
+from ultra.advice.records import (
     Advice,
     AdviceBook,
     CriticalState,
@@ -27,8 +27,8 @@ from ultra.advice import (
     save_advice,
     save_states,
 )
-from ultra.errors import RunDirectoryError, UltraError
-from ultra.plans import Plan, Segment
+from ultra.common.errors import RunDirectoryError, UltraError
+from ultra.tasks.plans import Plan, Segment
 
 UNIT, SIGNED = st.floats(0, 1), st.floats(-1, 1)
 NUMBERS = st.floats(-1e9, 1e9)

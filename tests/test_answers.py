@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ultra.advice import Advice, CriticalState, Rule
+from ultra.advice.records import Advice, CriticalState, Rule
 from ultra.analysts.schema import advise_schema, find_json, identify_schema, read_advice, read_states
-from ultra.errors import UltraError
+from ultra.common.errors import UltraError
 from ultra.tasks import get_task
 
 HOPPER, PONG = get_task("hopper"), get_task("pong")

@@ -13,8 +13,8 @@ import pytest
 from gymnasium import spaces
 from scipy.spatial.transform import Rotation
 
-from ultra import cli
-from ultra.errors import UltraError
+from ultra.cli import main as cli
+from ultra.common.errors import UltraError
 from ultra.tasks import Task, get_task
 from ultra.tasks.atari_objects import _places
 from ultra.tasks.card import UNKNOWN_GOAL

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import ultra
-from ultra.cli import run as cli
+from ultra.cli.main import run as cli
 
-POLICIES = Path(ultra.__file__).parent / "policies"
+POLICIES = Path(ultra.__file__).parent / "policies" / "shipped"
 HOPPER, PONG = str(POLICIES / "hopper"), str(POLICIES / "pong")
 SMALL = [
     "--steps", "1200", "--workers", "1", "--collect.episodes", "2", "--analyse.states", "2", "--analyse.share", "0.3",
@@ -52,7 +52,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 def test_help_names_every_verb_and_imports_nothing_heavy() -> None:
     script = (
-        "import sys, ultra, ultra.cli; status = ultra.cli.run(['--help']); "
+        "import sys, ultra, ultra.cli.main; status = ultra.cli.main.run(['--help']); "
         "heavy = {'jax', 'mujoco', 'gymnasium', 'ale_py', 'matplotlib', 'tyro', 'numpy', 'scipy'} & set(sys.modules); "
         "print(status, sorted(heavy))"
     )

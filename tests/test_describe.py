@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 
 import ultra
 from ultra import api
+from ultra.cli.prompt import prompts_of_run
+from ultra.collection.describe import choose_rows, count_tokens, describe_episode, describe_window, largest_facts
+from ultra.collection.trajectories import Trajectory
+from ultra.common.errors import UltraError
 from ultra.config import AnalyseConfig, CollectConfig, PPOConfig, RefineConfig
-from ultra.describe import choose_rows, count_tokens, describe_episode, describe_window, largest_facts
-from ultra.errors import UltraError
-from ultra.pipeline import Refinement
-from ultra.progress import Reporter
-from ultra.prompt import prompts_of_run
-from ultra.spaces import Discrete
+from ultra.pipeline.progress import Reporter
+from ultra.pipeline.refinement import Refinement
 from ultra.tasks import Task, get_task
-from ultra.trajectories import Trajectory
+from ultra.tasks.spaces import Discrete
 
-POLICIES = Path(ultra.__file__).parent / "policies"
+POLICIES = Path(ultra.__file__).parent / "policies" / "shipped"
 HOPPER, PONG = get_task("hopper"), get_task("pong")
 TASKS = {"hopper": HOPPER, "pong": PONG}
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from tests.llm_runs import make_policy
 
-from ultra.advice import Advice, CriticalState, Verification
+from ultra.advice.records import Advice, CriticalState, Verification
 from ultra.analysts.questions import Brief, advise_question, identify_question
-from ultra.collection import collect
-from ultra.describe import count_tokens
-from ultra.effects import Effects, describe_effects, measure
-from ultra.plans import Plan, Segment
-from ultra.policy_files import load_policy
+from ultra.collection.collect import collect
+from ultra.collection.describe import count_tokens
+from ultra.collection.effects import Effects, describe_effects, measure
+from ultra.collection.trajectories import Trajectory
+from ultra.policies.io import load_policy
 from ultra.tasks import Task, get_task
-from ultra.trajectories import Trajectory
+from ultra.tasks.plans import Plan, Segment
 
 TASKS = ("pong", "hopper", "walker2d", "halfcheetah", "reacher", "CartPole-v1")
 

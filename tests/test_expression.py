@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ultra.expression import ExpressionError, Guards, parse
+from ultra.advice.expression import ExpressionError, Guards, parse
 
 NAMES = ("x", "y", "ball_dx")
 

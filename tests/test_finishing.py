@@ -15,7 +15,9 @@ from tests.short_tasks import registered
 
 import ultra
 from ultra import api
-from ultra.advice import ADOPTED, Rule, Verification, load_rules, save_rules
+from ultra.advice.graft import GraftError
+from ultra.advice.records import ADOPTED, Rule, Verification, load_rules, save_rules
+from ultra.common.errors import RunDirectoryError
 from ultra.config import (
     AnalyseConfig,
     CollectConfig,
@@ -25,19 +27,17 @@ from ultra.config import (
     RefineConfig,
     VerifyConfig,
 )
-from ultra.errors import RunDirectoryError
-from ultra.graft import GraftError
-from ultra.pipeline import Refinement
-from ultra.plans import Plan, Segment
-from ultra.policy import Architecture, Policy, create_policy
-from ultra.policy_files import load_policy, save_policy
-from ultra.progress import Reporter
-from ultra.run import STAGES, Run
+from ultra.pipeline.progress import Reporter
+from ultra.pipeline.refinement import Refinement
+from ultra.pipeline.run import STAGES, Run
+from ultra.policies.io import load_policy, save_policy
+from ultra.policies.policy import Architecture, Policy, create_policy
 from ultra.tasks import Task, shipped
+from ultra.tasks.plans import Plan, Segment
 
 CONFIG = RefineConfig(
     task="short-hopper",
-    policy=str(Path(ultra.__file__).parent / "policies" / "hopper"),
+    policy=str(Path(ultra.__file__).parent / "policies" / "shipped" / "hopper"),
     steps=12_000,
     workers=1,
     finish=0.5,
@@ -64,7 +64,7 @@ def short_cheetah() -> Task:
 def _short_task() -> Iterator[None]:
     tasks = {"short-hopper": f"{__name__}:short_hopper", "short-cheetah": f"{__name__}:short_cheetah"}
     with registered(tasks), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ultra.pipeline.rises", lambda rows: False)  # so few rows tell nothing
+        patch.setattr("ultra.pipeline.refinement.rises", lambda rows: False)  # so few rows tell nothing
         yield
 
 
@@ -147,7 +147,7 @@ def test_rules_that_were_chosen_act_in_the_policy_and_are_told(tmp_path: Path) -
     assert np.allclose(change, np.where(fast[:, None], np.array([0, 0, -0.2], np.float32), 0), atol=1e-4)
     result = Refinement.start(path, replace(CONFIG, analyst="random"), Reporter(quiet=True)).run_all()
     assert result["audit"]["rules"]["adopted"] == 1
-    from ultra.reporting import adopted_rules, explain_rules, rules_of
+    from ultra.pipeline.reporting import adopted_rules, explain_rules, rules_of
 
     run = Run.open(path)
     text = explain_rules(rules_of(run), adopted_rules(run))
@@ -167,7 +167,7 @@ def test_what_cannot_become_part_of_a_policy_is_left_out_and_training_goes_on(tm
 def test_where_the_curve_still_rises_and_no_episode_ends_early_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ultra.pipeline.rises", lambda rows: True)
+    monkeypatch.setattr("ultra.pipeline.refinement.rises", lambda rows: True)
     task, path = short_cheetah(), tmp_path / "run"
     start = create_policy(Architecture(task.observation_size, task.action_space), np.random.default_rng(0))
     save_policy(start, tmp_path / "start")

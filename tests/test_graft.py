@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ultra.advice import Rule
-from ultra.expression import parse
-from ultra.graft import GraftError, check_takes_rules, graft, readable_facts
-from ultra.halfspaces import half_spaces
-from ultra.normalizer import Normalizer
-from ultra.plans import Plan, Segment
-from ultra.policy import Architecture, Policy, create_policy
-from ultra.policy_files import load_policy, save_policy
-from ultra.spaces import ActionSpace, Continuous, Discrete
-from ultra.trajectories import Trajectory
+from ultra.advice.expression import parse
+from ultra.advice.graft import GraftError, check_takes_rules, graft, readable_facts
+from ultra.advice.halfspaces import half_spaces
+from ultra.advice.records import Rule
+from ultra.collection.trajectories import Trajectory, visited
+from ultra.policies.io import load_policy, save_policy
+from ultra.policies.normalizer import Normalizer
+from ultra.policies.policy import Architecture, Policy, create_policy
+from ultra.tasks.plans import Plan, Segment
+from ultra.tasks.spaces import ActionSpace, Continuous, Discrete
 
 NAMES = ("a", "b", "gap", "square")
 ARM = Continuous((-1.0, -1.0), (1.0, 1.0))
@@ -38,7 +38,7 @@ def policy_of(space: ActionSpace, activation: str = "tanh", hidden: tuple[int, .
     return replace(policy, params={**policy.params, "actor": wide}, normalizer=normalizer)
 
 
-def visited(policy: Policy, steps: int = 400) -> Trajectory:
+def episode_of(policy: Policy, steps: int = 400) -> Trajectory:
     """States whose facts are linear in the observation, but for the last one."""
     seen = np.random.default_rng(6).normal([1, 0, -2], [2, 1, 3], (steps + 1, 3)).astype(np.float32)
     x, y, z = seen.T.astype(np.float64)
@@ -82,10 +82,10 @@ def test_a_continuous_action_changes_where_a_rule_holds_and_nowhere_else(
     activation: str, hidden: tuple[int, ...], guards: tuple[str, ...], tmp_path: Path
 ) -> None:
     policy = policy_of(ARM, activation, hidden)
-    episode = visited(policy)
+    episode = episode_of(policy)
     changes = [(0.3, 0.0), (0.0, -0.25)]
     rules = [rule(guard, change) for guard, change in zip(guards, changes, strict=False)]
-    grafted = graft(policy, rules, NAMES, [episode])
+    grafted = graft(policy, rules, NAMES, *visited([episode]))
     expected = actions(policy, episode.observations).copy()
     for guard, change in zip(guards, changes, strict=False):
         expected[parse(guard, NAMES).evaluate(episode.facts)] += np.array(change, np.float32)
@@ -100,9 +100,9 @@ def test_a_continuous_action_changes_where_a_rule_holds_and_nowhere_else(
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_a_discrete_action_is_taken_whatever_the_noise(activation: str) -> None:
     policy = policy_of(Discrete(3), activation)
-    episode = visited(policy)
+    episode = episode_of(policy)
     rules = [rule("gap > 1", 2), rule("gap < -1", 0), rule("b > 0 and abs(gap) <= 1", 1)]
-    grafted = graft(policy, rules, NAMES, [episode])
+    grafted = graft(policy, rules, NAMES, *visited([episode]))
     noise = policy.draw_noise(np.random.default_rng(1), (len(episode.observations),))
     expected = policy.decide(episode.observations, noise).actions.copy()
     for item in rules:
@@ -112,14 +112,14 @@ def test_a_discrete_action_is_taken_whatever_the_noise(activation: str) -> None:
 
 def test_facts_that_no_unit_can_read_are_named() -> None:
     policy = policy_of(ARM)
-    episode = visited(policy)
-    assert readable_facts(policy, [episode]).tolist() == [True, True, True, False]
+    episode = episode_of(policy)
+    assert readable_facts(policy, *visited([episode])).tolist() == [True, True, True, False]
 
 
 def test_rules_of_discrete_actions_must_exclude_each_other() -> None:
     policy = policy_of(Discrete(3))
     with pytest.raises(GraftError, match="hold in the same state"):
-        graft(policy, [rule("b > 0", 2), rule("gap > 0", 0)], NAMES, [visited(policy)])
+        graft(policy, [rule("b > 0", 2), rule("gap > 0", 0)], NAMES, *visited([episode_of(policy)]))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_rules_of_discrete_actions_must_exclude_each_other() -> None:
 def test_what_cannot_be_expressed_is_said(rules: list[Rule], complaint: str) -> None:
     policy = policy_of(ARM)
     with pytest.raises(GraftError, match=complaint):
-        graft(policy, rules, NAMES, [visited(policy)])
+        graft(policy, rules, NAMES, *visited([episode_of(policy)]))
 
 
 @pytest.mark.parametrize("shape", [{"shared": (8,)}, {"activation": "elu"}, {"hidden": ()}])
@@ -146,10 +146,10 @@ def test_networks_that_take_no_rules_are_known_beforehand(shape: dict[str, Any])
 
 def test_two_comparisons_need_two_hidden_layers() -> None:
     policy = policy_of(ARM, hidden=(16,))
-    episode = visited(policy)
-    assert graft(policy, [rule("b > 0", (0.1, 0.0))], NAMES, [episode]).architecture.hidden == (17,)
+    episode = episode_of(policy)
+    assert graft(policy, [rule("b > 0", (0.1, 0.0))], NAMES, *visited([episode])).architecture.hidden == (17,)
     with pytest.raises(GraftError, match="two hidden layers"):
-        graft(policy, [rule("b > 0 and gap > 0", (0.1, 0.0))], NAMES, [episode])
+        graft(policy, [rule("b > 0 and gap > 0", (0.1, 0.0))], NAMES, *visited([episode]))
 
 
 _NUMBERS = st.sampled_from(["0", "1", "-2.5", "0.25", "7"])

@@ -21,27 +21,35 @@ from numpy.typing import NDArray
 from tests.policies import same
 
 import ultra
-from ultra.advice import Advice, AdviceBook, CriticalState, Entry, Rule, Verdict, Verification, calibrate
+from ultra.advice.expression import Expression, parse
+from ultra.advice.records import Advice, AdviceBook, CriticalState, Entry, Rule, Verdict, Verification, calibrate
 from ultra.analysts.random import random_plan
-from ultra.checkpoint import Learner
-from ultra.collection import collect
+from ultra.collection.collect import collect
 from ultra.config import GuidanceConfig, PPOConfig
-from ultra.expression import Expression, parse
-from ultra.guidance.implicit import similarity
-from ultra.guidance.nearest import Nearest
-from ultra.guidance.ultra import UltraGuidance
-from ultra.plans import Plan, Segment
-from ultra.policy import Architecture, Policy, actor_critic, create_policy, flatten, log_prob, log_prob_function
-from ultra.policy_files import load_policy
-from ultra.ppo import NO_GUIDANCE, Iteration, improve, optimizer, surrogate, train
-from ultra.rollout import Environments, Rollout
-from ultra.spaces import Actions, ActionSpace, Continuous, Discrete
+from ultra.finetuning.implicit import similarity
+from ultra.finetuning.nearest import Nearest
+from ultra.finetuning.ultra import UltraGuidance
+from ultra.policies.io import load_policy
+from ultra.policies.policy import (
+    Architecture,
+    Policy,
+    actor_critic,
+    create_policy,
+    flatten,
+    log_prob,
+    log_prob_function,
+)
+from ultra.ppo.checkpoint import Learner
+from ultra.ppo.rollout import Environments, Rollout
+from ultra.ppo.train import NO_GUIDANCE, Iteration, improve, optimizer, surrogate, train
 from ultra.tasks import Snapshot, Step, Task, get_task
 from ultra.tasks.batch import Facts, Indices, Live, Observations
 from ultra.tasks.card import Fact, skeleton_card
-from ultra.verification import Recheck
+from ultra.tasks.plans import Plan, Segment
+from ultra.tasks.spaces import Actions, ActionSpace, Continuous, Discrete
+from ultra.verification.recheck import Recheck
 
-POLICIES = Path(ultra.__file__).parent / "policies"
+POLICIES = Path(ultra.__file__).parent / "policies" / "shipped"
 BUTTONS, FORCE = Discrete(3), Continuous((-1.0, -1.0), (1.0, 3.0))
 TINY = PPOConfig(environments=2, rollout_steps=32, minibatch=32, epochs=2)
 SIZE = 4

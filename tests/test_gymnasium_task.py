@@ -13,10 +13,10 @@ import pytest
 from numpy.typing import NDArray
 
 import ultra.tasks
-from ultra.errors import UltraError
-from ultra.spaces import Continuous, Discrete
+from ultra.common.errors import UltraError
 from ultra.tasks import Batch, Step, Task, get_task
 from ultra.tasks import task as task_module
+from ultra.tasks.spaces import Continuous, Discrete
 
 IDS = ("CartPole-v1", "MountainCar-v0", "Pendulum-v1", "MountainCarContinuous-v0")
 

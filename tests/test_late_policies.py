@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.policies import same
 
-from ultra.budget import StepBudget
 from ultra.config import PPOConfig
-from ultra.late_policies import BEFORE, LAST, LatePolicies, choose
-from ultra.policy import Architecture, Policy, create_policy
-from ultra.policy_files import SHIPPED, load_policy
-from ultra.ppo import Iteration, train
+from ultra.evaluation.late_policies import BEFORE, LAST, LatePolicies, choose
+from ultra.policies.io import SHIPPED, load_policy
+from ultra.policies.policy import Architecture, Policy, create_policy
+from ultra.ppo.train import Iteration, train
+from ultra.simulation.budget import StepBudget
 from ultra.tasks import Task, shipped
 
 

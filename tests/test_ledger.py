@@ -11,9 +11,9 @@ from tests.llm_runs import copy_run
 from tests.llm_server import Server
 
 from ultra import api
-from ultra.cli import run as cli
-from ultra.errors import UltraError
-from ultra.ledger import Ledger, key_of
+from ultra.cli.main import run as cli
+from ultra.common.errors import UltraError
+from ultra.common.ledger import Ledger, key_of
 
 FIELDS = {"who": {"provider": "x", "model": "m"}, "question": {"prompt": "p\nq"}, "draw": 0}
 

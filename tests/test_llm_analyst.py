@@ -11,10 +11,10 @@ from tests.llm_runs import copy_run
 from tests.llm_server import Answer, Request, Server, good, good_content
 
 from ultra import api
-from ultra.advice import load_advice, load_rules, load_states
-from ultra.cli import run as cli
-from ultra.errors import LanguageModelError, UltraError
-from ultra.ledger import Ledger, Row
+from ultra.advice.records import load_advice, load_rules, load_states
+from ultra.cli.main import run as cli
+from ultra.common.errors import LanguageModelError, UltraError
+from ultra.common.ledger import Ledger, Row
 
 QUICK = {"attempts": 3, "timeout": 5.0, "longest_wait": 5.0}
 

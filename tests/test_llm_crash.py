@@ -16,8 +16,8 @@ from pathlib import Path
 from tests.llm_runs import copy_run
 from tests.llm_server import Answer, Request, Server, good, good_content
 
-from ultra.advice import load_advice
-from ultra.ledger import Ledger
+from ultra.advice.records import load_advice
+from ultra.common.ledger import Ledger
 
 KILLS = 20
 
@@ -25,8 +25,8 @@ KILLS = 20
 # paid for once, and every child runs the real command until it is killed.
 PARENT = """
 import os, sys
-from ultra.cli import run
-import ultra.pipeline, ultra.api, ultra.prompt, ultra.analysts.llm.correspondent, ultra.analysts.reader
+from ultra.cli.main import run
+import ultra.pipeline.refinement, ultra.api, ultra.cli.prompt, ultra.analysts.llm.correspondent, ultra.analysts.reader
 import pydantic_ai.models.openai, pydantic_ai.providers.openai_compatible, genai_prices
 print("ready", flush=True)
 for line in sys.stdin:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.llm_server import Server
 
-from ultra.cli import run as cli
+from ultra.cli.main import run as cli
 
 
 def test_a_whole_refinement_states_what_the_model_cost(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tests.llm_runs import copy_run
 
-from ultra.advice import load_advice
-from ultra.ledger import Ledger
+from ultra.advice.records import load_advice
+from ultra.common.ledger import Ledger
 
 # A person who follows the README: for each NAME.prompt.md without an answer, writes NAME.answer.md,
 # slowly, with chatter around the JSON, and with a mistake the first time an advice is asked for.
@@ -39,7 +39,7 @@ while time.time() < end:
 
 COMMAND = """
 import sys
-from ultra.cli import run
+from ultra.cli.main import run
 sys.exit(run(["identify", sys.argv[1]]) or run(["advise", sys.argv[1]]))
 """
 

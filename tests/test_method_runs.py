@@ -13,21 +13,25 @@ from tests.policies import same
 from tests.short_tasks import registered
 
 import ultra
-from ultra import api, cli, evaluation, pipeline, starting
-from ultra.advice import load_states
+from ultra import api
+from ultra.advice.records import load_states
+from ultra.cli import main as cli
+from ultra.collection.trajectories import Episodes
+from ultra.common.errors import RunDirectoryError
 from ultra.config import CollectConfig, EvaluateConfig, Method, PPOConfig, RefineConfig, RiceConfig, StateMaskConfig
-from ultra.errors import RunDirectoryError
-from ultra.evaluation import evaluation_seeds
-from ultra.pipeline import Refinement
-from ultra.policy import Policy
-from ultra.policy_files import load_policy
-from ultra.progress import Reporter, TrainingLog
-from ultra.run import read_curve
+from ultra.evaluation import evaluate as evaluation
+from ultra.evaluation import starting
+from ultra.evaluation.evaluate import evaluation_seeds
+from ultra.pipeline import refinement as pipeline
+from ultra.pipeline.progress import Reporter, TrainingLog
+from ultra.pipeline.refinement import Refinement
+from ultra.pipeline.run import read_curve
+from ultra.policies.io import load_policy
+from ultra.policies.policy import Policy
 from ultra.tasks import Task, shipped
 from ultra.tasks.mujoco import MujocoBatch
-from ultra.trajectories import Episodes
 
-POLICIES = Path(ultra.__file__).parent / "policies"
+POLICIES = Path(ultra.__file__).parent / "policies" / "shipped"
 BASE = RefineConfig(
     task="brief-hopper",
     policy=str(POLICIES / "hopper"),
@@ -102,9 +106,9 @@ def test_every_step_of_the_simulator_is_counted(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(MujocoBatch, "step", step)
     api.identify(path)
-    budget = ultra.run.Run.open(path).budget()
+    budget = ultra.pipeline.run.Run.open(path).budget()
     assert budget.spent["analyse"] == sum(taken) > 0
-    refinement = Refinement(ultra.run.Run.open(path), Reporter(quiet=True))
+    refinement = Refinement(ultra.pipeline.run.Run.open(path), Reporter(quiet=True))
     refinement.run_stage("finetune")
     assert refinement.budget.spent["analyse"] + refinement.budget.spent["train"] == sum(taken)
 

@@ -14,28 +14,28 @@ import pytest
 from tests.policies import same
 
 import ultra
+from ultra.analysts.fidelity import fidelity, importance_of_states, most_important_window
+from ultra.analysts.mask import BLIND, KEEP, BlindedBatch, importance, mask_task, train_mask
 from ultra.analysts.statemask import most_important
-from ultra.checkpoint import Learner
-from ultra.collection import collect, collect_within
+from ultra.collection.collect import collect, collect_within
+from ultra.common.errors import UltraError
 from ultra.config import JSRLConfig, PPOConfig, StateMaskConfig
-from ultra.errors import UltraError
-from ultra.fidelity import fidelity, importance_of_states, most_important_window
-from ultra.guidance.base import Guidance, NoGuidance
-from ultra.guidance.jsrl import JSRLGuidance
-from ultra.guidance.novelty import Novelty
-from ultra.guidance.rice import RiceGuidance
-from ultra.normalizer import Normalizer
-from ultra.policy import Architecture, Policy, create_policy
-from ultra.policy_files import load_policy
-from ultra.ppo import Iteration, improve, optimizer, train
-from ultra.rollout import Environments
-from ultra.spaces import Actions, Discrete
-from ultra.statemask import BLIND, KEEP, BlindedBatch, importance, mask_task, train_mask
+from ultra.finetuning.jsrl import JSRLGuidance
+from ultra.finetuning.novelty import Novelty
+from ultra.finetuning.rice import RiceGuidance
+from ultra.policies.io import load_policy
+from ultra.policies.normalizer import Normalizer
+from ultra.policies.policy import Architecture, Policy, create_policy
+from ultra.ppo.checkpoint import Learner
+from ultra.ppo.guidance import Guidance, NoGuidance
+from ultra.ppo.rollout import Environments
+from ultra.ppo.train import Iteration, improve, optimizer, train
 from ultra.tasks import Snapshot, Step, Task, get_task
 from ultra.tasks.batch import Facts, Indices, Live, Observations
 from ultra.tasks.card import Fact, skeleton_card
+from ultra.tasks.spaces import Actions, Discrete
 
-POLICIES = Path(ultra.__file__).parent / "policies"
+POLICIES = Path(ultra.__file__).parent / "policies" / "shipped"
 TINY = PPOConfig(environments=2, rollout_steps=32, minibatch=32, epochs=2)
 BUTTONS = Discrete(3)
 LIMIT = 6
@@ -455,7 +455,7 @@ def test_the_window_is_the_one_of_highest_mean_importance() -> None:
 def test_fidelity_takes_any_analysts_states_and_says_what_it_lacks() -> None:
     task, policy = clockwork(), always(0)  # never earns anything
     episodes = collect(task, policy, [0, 1], 0.99, workers=1)
-    states = [ultra.advice.CriticalState(1, 3, 0.7, "")]
+    states = [ultra.advice.records.CriticalState(1, 3, 0.7, "")]
     values = importance_of_states(states, episodes)
     assert [v.tolist() for v in values] == [[0] * 6, [0, 0, 0, 0.7, 0, 0]]
     score = partial(fidelity, task, policy, episodes, rng=np.random.default_rng(0))

@@ -18,13 +18,13 @@ import yaml
 from gymnasium import spaces
 from tests.llm_runs import make_policy
 
-from ultra import cli
-from ultra.errors import UltraError
-from ultra.spaces import Continuous, Discrete
+from ultra.cli import main as cli
+from ultra.common.errors import UltraError
 from ultra.tasks import Task, get_task
 from ultra.tasks.card import load_card, write_card
 from ultra.tasks.shipped import parse_arguments
 from ultra.tasks.sources import SourceError, compile_source
+from ultra.tasks.spaces import Continuous, Discrete
 
 FIELD = '''
 """A robot in a field, with a Dict observation."""
@@ -455,7 +455,7 @@ def test_a_dict_observation_from_a_users_module_is_refined_end_to_end(field: Pat
     train = ["train", "Field-v0", "--steps", "256", "--out", "policy", *own, *small]
     refine = ["refine", "Field-v0", "--policy", "policy", "--steps", "4000", "--analyst", "random", *own, *small]
     refine += ["--analyse.horizon", "20", "--analyse.states", "2", "--verify.share", "0.4"]
-    code = "import sys; from ultra.cli import run; sys.exit(run(sys.argv[1:]))"
+    code = "import sys; from ultra.cli.main import run; sys.exit(run(sys.argv[1:]))"
     for command in (train, [*refine, "--out", "run"]):
         done = subprocess.run(
             [sys.executable, "-c", code, *command], check=False, cwd=tmp_path, capture_output=True, text=True

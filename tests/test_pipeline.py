@@ -17,9 +17,11 @@ from tests.policies import same
 from tests.short_tasks import registered
 
 import ultra
-from ultra import api, cli, pipeline, reporting, round_advice
-from ultra.advice import load_advice
-from ultra.budget import PURPOSES
+from ultra import api
+from ultra.advice.records import load_advice
+from ultra.cli import main as cli
+from ultra.collection.trajectories import Episodes, Trajectory
+from ultra.common.errors import RunDirectoryError, UltraError
 from ultra.config import (
     AnalyseConfig,
     AuditConfig,
@@ -31,17 +33,17 @@ from ultra.config import (
     RefineConfig,
     VerifyConfig,
 )
-from ultra.errors import RunDirectoryError, UltraError
-from ultra.pipeline import Refinement
-from ultra.policy import create_policy
-from ultra.policy_files import load_policy, save_policy
-from ultra.progress import Reporter, TrainingLog
-from ultra.round_advice import RoundAdvice
-from ultra.run import STAGES, Run, read_curve
+from ultra.pipeline import refinement, reporting, round_advice
+from ultra.pipeline.progress import Reporter, TrainingLog
+from ultra.pipeline.refinement import Refinement
+from ultra.pipeline.round_advice import RoundAdvice
+from ultra.pipeline.run import STAGES, Run, read_curve
+from ultra.policies.io import load_policy, save_policy
+from ultra.policies.policy import create_policy
+from ultra.simulation.budget import PURPOSES
 from ultra.tasks import Task, shipped
-from ultra.trajectories import Episodes, Trajectory
 
-POLICIES = Path(ultra.__file__).parent / "policies"
+POLICIES = Path(ultra.__file__).parent / "policies" / "shipped"
 
 HOPPER = RefineConfig(
     task="short-hopper",
@@ -222,7 +224,7 @@ def test_many_episodes_are_collected_and_written_in_parts(tmp_path: Path, monkey
         return list(Episodes(api.collect(path) / "trajectories"))
 
     whole = collected(tmp_path / "whole")
-    monkeypatch.setattr(pipeline, "EPISODES_TOGETHER", 2)
+    monkeypatch.setattr(refinement, "EPISODES_TOGETHER", 2)
     parts = collected(tmp_path / "parts")
     assert [episode.seed for episode in parts] == [episode.seed for episode in whole]
     for one, other in zip(parts, whole, strict=True):
@@ -343,11 +345,11 @@ def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, call: int) ->
     ("owner", "name", "call"),
     [
         pytest.param(TrainingLog, "__call__", 3, id="training"),
-        pytest.param(pipeline, "collect", 1, id="collecting"),
+        pytest.param(refinement, "collect", 1, id="collecting"),
         pytest.param(round_advice, "verify", 1, id="verifying"),
         pytest.param(RoundAdvice, "measure_fidelity", 1, id="measuring fidelity"),
-        pytest.param(pipeline, "train", 1, id="after training"),
-        pytest.param(pipeline, "evaluate", 1, id="evaluating"),
+        pytest.param(refinement, "train", 1, id="after training"),
+        pytest.param(refinement, "evaluate", 1, id="evaluating"),
     ],
 )
 def test_an_interrupted_refinement_goes_on_as_if_nothing_had_happened(
@@ -387,10 +389,10 @@ def test_training_that_was_interrupted_resumes_in_the_middle(tmp_path: Path) -> 
 def test_a_finished_run_is_not_run_again(whole: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in (
-            (pipeline, "collect"),
+            (refinement, "collect"),
             (round_advice, "verify"),
-            (pipeline, "train"),
-            (pipeline, "evaluate"),
+            (refinement, "train"),
+            (refinement, "evaluate"),
         ):
             patch.setattr(owner, name, None)
         assert api.refine(HOPPER, whole) == json.loads((whole / "result.json").read_text())
@@ -413,7 +415,7 @@ def test_a_refinement_that_finds_nothing_better_keeps_the_starting_policy(tmp_pa
 def test_a_refinement_that_is_better_keeps_the_refined_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fresh policy soon falls. Training a good one would take too long here: it is given."""
     good = load_policy(POLICIES / "hopper")
-    monkeypatch.setattr(pipeline, "train", lambda *arguments, **options: good)
+    monkeypatch.setattr(refinement, "train", lambda *arguments, **options: good)
     fresh = create_policy(good.architecture, np.random.default_rng(0))
     save_policy(fresh, tmp_path / "fresh")
     config = replace(HOPPER, task="hopper", policy=str(tmp_path / "fresh"), method="ppo")

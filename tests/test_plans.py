@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ultra.errors import UltraError
-from ultra.plans import MOST_CONTINUOUS_STEPS, MOST_DISCRETE_STEPS, Plan, PlanTable, Segment
-from ultra.spaces import ActionSpace, Continuous, Discrete
+from ultra.common.errors import UltraError
+from ultra.tasks.plans import MOST_CONTINUOUS_STEPS, MOST_DISCRETE_STEPS, Plan, PlanTable, Segment
+from ultra.tasks.spaces import ActionSpace, Continuous, Discrete
 
 BUTTONS = Discrete(3)
 TORQUES = Continuous((-1.0, -2.0), (1.0, 2.0))

@@ -21,9 +21,10 @@ from safetensors.numpy import load, save
 from scipy.special import log_softmax, softmax
 from scipy.stats import norm
 
-from ultra.errors import PolicyError, UltraError
-from ultra.normalizer import Normalizer
-from ultra.policy import (
+from ultra.common.errors import PolicyError, UltraError
+from ultra.policies.io import load_policy, save_policy
+from ultra.policies.normalizer import Normalizer
+from ultra.policies.policy import (
     Architecture,
     Policy,
     actor_critic,
@@ -34,8 +35,7 @@ from ultra.policy import (
     normalize,
     unflatten,
 )
-from ultra.policy_files import load_policy, save_policy
-from ultra.spaces import ActionSpace, Continuous, Discrete
+from ultra.tasks.spaces import ActionSpace, Continuous, Discrete
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ultra.advice import Verification
-from ultra.budget import StepBudget
+from ultra.advice.records import Verification
 from ultra.config import VerifyConfig
-from ultra.plans import Plan, Segment
-from ultra.policy import Architecture, Policy, actor_critic, create_policy
-from ultra.spaces import Actions, Discrete
+from ultra.policies.policy import Architecture, Policy, actor_critic, create_policy
+from ultra.simulation.budget import StepBudget
+from ultra.simulation.paired import PairedEvaluator, Candidate
 from ultra.tasks import Snapshot, Step
 from ultra.tasks.batch import Facts, Indices, Live, Observations
-from ultra.verification import Bench, Proposal, verify
+from ultra.tasks.plans import Plan, Segment
+from ultra.tasks.spaces import Actions, Discrete
+from ultra.verification.verdicts import verify
 
 Array = NDArray[np.float64]
 
@@ -114,8 +115,8 @@ def cases() -> list[Case]:
             Plan(tuple(Segment(int(action)) for action in rng.integers(0, ACTIONS, rng.integers(1, 4))))
             for _ in range(ADVICES)
         ]
-        proposals = [Proposal(plan, np.int64(state).tobytes()) for plan, state in zip(plans, states, strict=True)]
-        bench = Bench(process, policy, GAMMA, HORIZON, StepBudget(10**9), "verify", 10**9, rng)
+        proposals = [Candidate(plan, np.int64(state).tobytes()) for plan, state in zip(plans, states, strict=True)]
+        bench = PairedEvaluator(process, policy, GAMMA, HORIZON, StepBudget(10**9), "verify", 10**9, rng)
         found = verify(proposals, bench, VerifyConfig(branches=32, confidence=CONFIDENCE))
         result.append((process, chances_of(policy), states, plans, [v for v in found if v is not None]))
     return result

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ultra.errors import WorkerError
+from ultra.common.errors import WorkerError
 from ultra.tasks import Batch, Step, get_task
 from ultra.tasks.pong import GYMNASIUM_ACTIONS, TIME_LIMIT, ObjectPong, PongBatch, StickyActions, draw_noops
 

@@ -17,8 +17,10 @@ import pytest
 from numpy.typing import NDArray
 from tests.short_tasks import registered
 
-from ultra import api, networks
-from ultra.collection import collect
+from ultra import api
+from ultra.collection.collect import collect
+from ultra.collection.trajectories import load_trajectory, save_trajectory
+from ultra.common.errors import PolicyError, UltraError
 from ultra.config import (
     AnalyseConfig,
     CollectConfig,
@@ -31,16 +33,15 @@ from ultra.config import (
     TrainConfig,
     VerifyConfig,
 )
-from ultra.errors import PolicyError, UltraError
-from ultra.evaluation import evaluate
-from ultra.guidance.novelty import Novelty
-from ultra.normalizer import Normalizer
-from ultra.policy import Architecture, Policy, create_policy, flatten
-from ultra.policy_files import load_policy, save_policy
+from ultra.evaluation.evaluate import evaluate
+from ultra.finetuning.novelty import Novelty
+from ultra.policies import networks
+from ultra.policies.io import load_policy, save_policy
+from ultra.policies.normalizer import Normalizer
+from ultra.policies.policy import Architecture, Policy, create_policy, flatten
 from ultra.tasks import Task, get_task, shipped
 from ultra.tasks.pong import GYMNASIUM_ACTIONS, PongBatch, draw_noops
 from ultra.tasks.pong_pixels import IMAGE, PixelPongBatch, shrink
-from ultra.trajectories import load_trajectory, save_trajectory
 
 TINY = PPOConfig(environments=2, rollout_steps=8, minibatch=8, epochs=1)
 

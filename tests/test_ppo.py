@@ -16,19 +16,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ultra.budget import StepBudget
-from ultra.checkpoint import Learner, load_checkpoint, save_checkpoint
+from ultra.common.errors import DivergedError, RunDirectoryError, UltraError
 from ultra.config import PPOConfig
-from ultra.errors import DivergedError, RunDirectoryError, UltraError
-from ultra.guidance import NoGuidance
-from ultra.normalizer import Normalizer
-from ultra.policy import Architecture, Policy, create_policy, flatten, unflatten
-from ultra.ppo import Iteration, advantages, improve, optimizer, surrogate, train
-from ultra.rollout import Environments, Rollout
-from ultra.spaces import Actions, ActionSpace, Continuous, Discrete
+from ultra.policies.normalizer import Normalizer
+from ultra.policies.policy import Architecture, Policy, create_policy, flatten, unflatten
+from ultra.ppo.checkpoint import Learner, load_checkpoint, save_checkpoint
+from ultra.ppo.guidance import NoGuidance
+from ultra.ppo.rollout import Environments, Rollout
+from ultra.ppo.train import Iteration, advantages, improve, optimizer, surrogate, train
+from ultra.simulation.budget import StepBudget
 from ultra.tasks import Snapshot, Step, Task, get_task
 from ultra.tasks.batch import Facts, Indices, Live, Observations
 from ultra.tasks.card import Fact, skeleton_card
+from ultra.tasks.spaces import Actions, ActionSpace, Continuous, Discrete
 
 Array = NDArray[np.float64]
 
@@ -425,7 +425,7 @@ def test_an_interruption_in_the_middle_of_a_rollout_loses_nothing(tmp_path: Path
 
 
 def test_a_killed_training_resumes_from_its_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ultra.checkpoint.SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("ultra.ppo.checkpoint.SECONDS_BETWEEN", 0.0)
     path = tmp_path / "checkpoint.npz"
     whole = run(get_task("hopper"), checkpoint=path)
     seen: list[Iteration] = []

@@ -12,27 +12,27 @@ import pytest
 from tests.short_tasks import registered
 
 import ultra
-from ultra.advice import Rule, load_advice, load_rules
+from ultra.advice.expression import parse
+from ultra.advice.graft import graft
+from ultra.advice.records import Rule, load_advice, load_rules
 from ultra.analysts.base import Case
-from ultra.analysts.rule_ideas import Idea, ideas
-from ultra.analysts.rule_search import search_rules
-from ultra.budget import StepBudget
-from ultra.collection import collect
+from ultra.analysts.rules.ideas import Idea, ideas
+from ultra.analysts.rules.search import search_rules
+from ultra.collection.collect import collect
+from ultra.collection.trajectories import Trajectory, visited
 from ultra.config import AnalyseConfig, CollectConfig, EvaluateConfig, RefineConfig, VerifyConfig
-from ultra.expression import parse
-from ultra.graft import graft
-from ultra.pipeline import Refinement
-from ultra.policy import Policy
-from ultra.policy_files import load_policy
-from ultra.progress import Reporter
-from ultra.simulate import Branch, Habit, simulate
+from ultra.pipeline.progress import Reporter
+from ultra.pipeline.refinement import Refinement
+from ultra.policies.io import load_policy
+from ultra.policies.policy import Policy
+from ultra.simulation.branches import Branch, Habit, simulate
+from ultra.simulation.budget import StepBudget
 from ultra.tasks import Task, get_task, shipped
 from ultra.tasks.batch import Batch
-from ultra.trajectories import Trajectory
 
 CONFIG = RefineConfig(
     task="short-hopper",
-    policy=str(Path(ultra.__file__).parent / "policies" / "hopper"),
+    policy=str(Path(ultra.__file__).parent / "policies" / "shipped" / "hopper"),
     steps=30_000,
     workers=1,
     collect=CollectConfig(episodes=4),
@@ -133,7 +133,7 @@ def test_rules_on_top_of_rules_do_in_the_network_what_they_did_as_rules(hopper: 
     habits = tuple(Habit(parse(rule.guard, names), rule.plan, adds=True) for rule in found if rule.plan)
     followed = lengths(case.policy, habits)
     assert np.mean(followed) > np.mean(lengths(case.policy, ()))
-    assert lengths(graft(case.policy, found, names, case.episodes), ()) == pytest.approx(followed, rel=0.02)
+    assert lengths(graft(case.policy, found, names, *visited(case.episodes)), ()) == pytest.approx(followed, rel=0.02)
 
 
 def test_no_threshold_is_drawn_where_a_joint_rests_at_its_limit(hopper: Case) -> None:
@@ -161,7 +161,7 @@ def test_without_a_share_for_rules_there_are_none(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def pong() -> Iterator[tuple[Case, list[Idea]]]:
     """A case of the shipped Pong policy, and what is tried there."""
-    task, policy = get_task("pong"), load_policy(Path(ultra.__file__).parent / "policies" / "pong")
+    task, policy = get_task("pong"), load_policy(Path(ultra.__file__).parent / "policies" / "shipped" / "pong")
     batch = task.make_batch(4, 1)
     episodes = collect(task, policy, [1, 2, 3], 0.99, longest=400, workers=1)
     case = case_of(task, policy, batch, episodes, steps=10_000)

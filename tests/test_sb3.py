@@ -16,20 +16,21 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from ultra import api, cli
+from ultra import api
+from ultra.cli import main as cli
+from ultra.common.errors import PolicyError
 from ultra.config import EvaluateConfig, PPOConfig, RefineConfig
-from ultra.errors import PolicyError
-from ultra.evaluation import evaluate
-from ultra.normalizer import Normalizer
-from ultra.opening import open_policy
-from ultra.policy import Architecture, Policy, create_policy
-from ultra.policy_files import load_policy, save_policy
-from ultra.sb3 import import_policy
-from ultra.sb3.exporting import export_policy
-from ultra.sb3.inert import UnsafePickleError, read_inert
-from ultra.sb3.statistics import read_statistics
-from ultra.spaces import Continuous, Discrete
+from ultra.evaluation.evaluate import evaluate
+from ultra.policies.io import load_policy, save_policy
+from ultra.policies.normalizer import Normalizer
+from ultra.policies.opening import open_policy
+from ultra.policies.policy import Architecture, Policy, create_policy
+from ultra.policies.sb3 import import_policy
+from ultra.policies.sb3.exporting import export_policy
+from ultra.policies.sb3.inert import UnsafePickleError, read_inert
+from ultra.policies.sb3.statistics import read_statistics
 from ultra.tasks import get_task
+from ultra.tasks.spaces import Continuous, Discrete
 
 torch = pytest.importorskip("torch", reason="needs torch: make install-sb3")
 sb3 = pytest.importorskip("stable_baselines3", reason="needs Stable-Baselines3: make install-sb3")

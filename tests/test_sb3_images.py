@@ -12,13 +12,13 @@ import pytest
 from gymnasium import spaces
 
 from ultra import api
+from ultra.common.errors import PolicyError
 from ultra.config import EvaluateConfig, PPOConfig, RefineConfig
-from ultra.errors import PolicyError
-from ultra.opening import open_policy
-from ultra.policy import Architecture, Policy, create_policy
-from ultra.policy_files import load_policy, save_policy
-from ultra.sb3 import import_policy
-from ultra.sb3.exporting import export_policy
+from ultra.policies.io import load_policy, save_policy
+from ultra.policies.opening import open_policy
+from ultra.policies.policy import Architecture, Policy, create_policy
+from ultra.policies.sb3 import import_policy
+from ultra.policies.sb3.exporting import export_policy
 from ultra.tasks import Task, get_task
 
 torch = pytest.importorskip("torch", reason="needs torch: make install-sb3")

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ultra.checkpoint import Learner
 from ultra.config import PPOConfig
-from ultra.guidance.base import NoGuidance
-from ultra.policy import flatten
-from ultra.ppo import improve, optimizer
-from ultra.rollout import Environments
+from ultra.policies.policy import flatten
+from ultra.ppo.checkpoint import Learner
+from ultra.ppo.guidance import NoGuidance
+from ultra.ppo.rollout import Environments
+from ultra.ppo.train import improve, optimizer
 from ultra.tasks.batch import Step
 
 sb3 = pytest.importorskip("stable_baselines3", reason="needs Stable-Baselines3: make install-sb3")
@@ -23,7 +23,7 @@ sb3 = pytest.importorskip("stable_baselines3", reason="needs Stable-Baselines3: 
 from stable_baselines3.common.callbacks import BaseCallback  # noqa: E402
 from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
 
-from ultra.sb3.importing import import_policy  # noqa: E402
+from ultra.policies.sb3.importing import import_policy  # noqa: E402
 
 CONFIG = PPOConfig(environments=4, rollout_steps=128, minibatch=32, epochs=3)
 TIME_LIMIT = 15

@@ -13,19 +13,19 @@ import pytest
 from numpy.typing import NDArray
 
 import ultra
-from ultra.collection import collect
-from ultra.errors import DivergedError, RunDirectoryError, UltraError
-from ultra.expression import parse
-from ultra.plans import Plan, Segment
-from ultra.policy import Architecture, Decision, Policy, create_policy, log_prob_function
-from ultra.policy_files import load_policy
-from ultra.simulate import Branch, Habit, Outcome, simulate
-from ultra.spaces import Actions, ActionSpace, Continuous, Discrete
+from ultra.advice.expression import parse
+from ultra.collection.collect import collect
+from ultra.collection.trajectories import Episodes, Trajectory, load_trajectory, save_trajectory
+from ultra.common.errors import DivergedError, RunDirectoryError, UltraError
+from ultra.policies.io import load_policy
+from ultra.policies.policy import Architecture, Decision, Policy, create_policy, log_prob_function
+from ultra.simulation.branches import Branch, Habit, Outcome, simulate
 from ultra.tasks import Batch, Snapshot, Step, Task, get_task
 from ultra.tasks.batch import Facts, Indices, Live, Observations
-from ultra.trajectories import Episodes, Trajectory, load_trajectory, save_trajectory
+from ultra.tasks.plans import Plan, Segment
+from ultra.tasks.spaces import Actions, ActionSpace, Continuous, Discrete
 
-POLICIES = Path(ultra.__file__).parent / "policies"
+POLICIES = Path(ultra.__file__).parent / "policies" / "shipped"
 GAMMA = 0.95
 BUTTONS, FORCE = Discrete(3), Continuous((-1.0,), (1.0,))
 

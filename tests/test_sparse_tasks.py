@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ultra import api, cli
-from ultra.collection import collect
+from ultra import api
+from ultra.cli import main as cli
+from ultra.collection.collect import collect
+from ultra.common.errors import UltraError
 from ultra.config import EvaluateConfig, PPOConfig, RefineConfig, TrainConfig
-from ultra.errors import UltraError
-from ultra.evaluation import evaluate
-from ultra.policy import Architecture, Policy, create_policy
-from ultra.policy_files import save_policy
+from ultra.evaluation.evaluate import evaluate
+from ultra.policies.io import save_policy
+from ultra.policies.policy import Architecture, Policy, create_policy
 from ultra.tasks import Task, get_task
 
 NAMES = {"sparse-hopper": 0.6, "sparse-walker2d": 0.6, "sparse-halfcheetah": 5.0}

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from ultra.config import PPOConfig
-from ultra.guidance import NoGuidance
-from ultra.normalizer import Normalizer
-from ultra.policy import Architecture, Policy, create_policy, flatten
-from ultra.ppo import Iteration, train
-from ultra.rollout import Environments, Rollout
-from ultra.spaces import ActionSpace, Continuous, Discrete
-from ultra.standardize import standardize, unstandardize
+from ultra.policies.normalizer import Normalizer
+from ultra.policies.policy import Architecture, Policy, create_policy, flatten
+from ultra.ppo.guidance import NoGuidance
+from ultra.ppo.rollout import Environments, Rollout
+from ultra.ppo.standardize import standardize, unstandardize
+from ultra.ppo.train import Iteration, train
 from ultra.tasks import get_task
+from ultra.tasks.spaces import ActionSpace, Continuous, Discrete
 
 TINY = PPOConfig(environments=4, rollout_steps=32, minibatch=64, epochs=2)
 SHAPES: dict[str, dict[str, Any]] = {
@@ -119,7 +119,7 @@ def test_training_gives_the_policy_back_without_statistics_and_resumes_alike(
     whole = run()
     assert whole.normalizer is start.normalizer
     assert (flatten(whole.params)["actor.0.w"] != flatten(start.params)["actor.0.w"]).any()
-    monkeypatch.setattr("ultra.checkpoint.SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("ultra.ppo.checkpoint.SECONDS_BETWEEN", 0.0)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "c.npz", interrupted=True)
     again = run(tmp_path / "c.npz", seed=9)

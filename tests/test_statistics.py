@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy import stats
 
-from ultra.errors import UltraError
-from ultra.statistics import (
+from ultra.common.errors import UltraError
+from ultra.common.statistics import (
     bootstrap_band,
     difference_interval,
     interquartile_mean,

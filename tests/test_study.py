@@ -21,14 +21,14 @@ import yaml
 
 from ultra import study
 from ultra.api import refine, report
-from ultra.cli import run
+from ultra.cli.main import run
+from ultra.common.errors import RunDirectoryError, UltraError
+from ultra.common.locks import Permits, make_permits
+from ultra.common.records import record_from
 from ultra.config import RefineConfig
-from ultra.errors import RunDirectoryError, UltraError
-from ultra.permits import Permits, make_permits
-from ultra.policy import flatten
-from ultra.policy_files import load_policy
-from ultra.records import record_from
-from ultra.run import Run
+from ultra.pipeline.run import Run
+from ultra.policies.io import load_policy
+from ultra.policies.policy import flatten
 from ultra.studies.figures import draw_profiles, draw_task_curves
 from ultra.studies.plan import Job, Study, load_study, read_study, slug
 from ultra.studies.report import notes
@@ -59,7 +59,7 @@ def result(out: Path, name: str) -> dict[str, Any]:
 
 def begin(file: Path, out: Path, *options: str) -> subprocess.Popen[str]:
     """`ultra study` in a process group of its own."""
-    command = [sys.executable, "-c", "from ultra.cli import main; main()"]
+    command = [sys.executable, "-c", "from ultra.cli.main import main; main()"]
     command += ["study", str(file), "--out", str(out), "--quiet", "--jobs", "1", *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
@@ -365,7 +365,7 @@ def test_a_study_starts_from_a_zip_of_stable_baselines3(tmp_path: Path, capsys: 
 
 
 def test_a_second_study_in_the_same_directory_is_turned_away(policy: Path, tmp_path: Path) -> None:
-    from ultra.permits import hold_file
+    from ultra.common.locks import hold_file
 
     file, out = write(tmp_path / "s.yaml", content(policy)), tmp_path / "out"
     out.mkdir()
@@ -381,7 +381,7 @@ def test_a_run_on_a_machine_without_the_directory_says_so(tmp_path: Path) -> Non
 def test_what_language_models_may_cost_is_said_before_they_are_asked(
     policy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ultra.progress import Reporter
+    from ultra.pipeline.progress import Reporter
     from ultra.studies.display import Display
 
     value = content(policy, methods=["ppo", "ultra-a"], analysts=["llm:openai/gpt-5", "search"])

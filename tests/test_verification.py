@@ -19,27 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ultra.advice import Advice, CriticalState, Verification
-from ultra.budget import StepBudget
+from ultra.advice.records import Advice, CriticalState, Verification
 from ultra.config import VerifyConfig
-from ultra.plans import Plan, Segment
-from ultra.policy import Architecture, Policy, create_policy, flatten, unflatten
-from ultra.spaces import Actions, ActionSpace, Continuous, Discrete
+from ultra.policies.policy import Architecture, Policy, create_policy, flatten, unflatten
+from ultra.simulation.budget import StepBudget
+from ultra.simulation.paired import PairedEvaluator, Candidate, Trial, run_pairs
 from ultra.tasks import Snapshot, Step
 from ultra.tasks.batch import Facts, Indices, Live, Observations
-from ultra.verification import (
-    FIRST_LOOK,
-    Bench,
-    Proposal,
-    Trial,
-    audit,
-    chance_of_clarity,
-    interval,
-    judge,
-    looks,
-    run_pairs,
-    verify,
-)
+from ultra.tasks.plans import Plan, Segment
+from ultra.tasks.spaces import Actions, ActionSpace, Continuous, Discrete
+from ultra.verification.verdicts import FIRST_LOOK, audit, chance_of_clarity, interval, judge, looks, verify
 
 Array = NDArray[np.float64]
 
@@ -115,20 +104,20 @@ def player(space: ActionSpace, *logits: float) -> Policy:
     return replace(policy, params=unflatten(flat))
 
 
-def proposal(plan: Plan, worth: float = 0.0) -> Proposal:
-    return Proposal(plan, np.array([0.0, 0.0, worth]).tobytes())
+def proposal(plan: Plan, worth: float = 0.0) -> Candidate:
+    return Candidate(plan, np.array([0.0, 0.0, worth]).tobytes())
 
 
 def bench_of(
     game: Game, policy: Policy, *, allowance: int = 10**9, total: int = 10**9, seed: int = 0, horizon: int = 5
-) -> tuple[Bench, StepBudget]:
+) -> tuple[PairedEvaluator, StepBudget]:
     budget = StepBudget(total)
     rng = np.random.default_rng(seed)
-    return Bench(game, policy, 1.0, horizon, budget, "verify", allowance, rng), budget
+    return PairedEvaluator(game, policy, 1.0, horizon, budget, "verify", allowance, rng), budget
 
 
 def verify_all(
-    entries: list[Proposal], game: Game, policy: Policy, branches: int = 16, seed: int = 0
+    entries: list[Candidate], game: Game, policy: Policy, branches: int = 16, seed: int = 0
 ) -> list[Verification]:
     bench, _ = bench_of(game, policy, seed=seed)
     found = verify(entries, bench, VerifyConfig(branches=branches))

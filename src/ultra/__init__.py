@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ultra.api import advise, collect, evaluate, finetune, identify, refine, report, study, train, verify
+    from ultra.common.errors import UltraError
     from ultra.config import PPOConfig, RefineConfig, TrainConfig
-    from ultra.errors import UltraError
-    from ultra.policy import Policy
-    from ultra.policy_files import load_policy, save_policy
+    from ultra.policies.io import load_policy, save_policy
+    from ultra.policies.policy import Policy
     from ultra.tasks import Task, get_task, register
 
 __version__ = "0.1.0"
@@ -46,9 +46,9 @@ __all__ = [
 
 _HOMES = {
     "ultra.config": ("PPOConfig", "RefineConfig", "TrainConfig"),
-    "ultra.errors": ("UltraError",),
-    "ultra.policy": ("Policy",),
-    "ultra.policy_files": ("load_policy", "save_policy"),
+    "ultra.common.errors": ("UltraError",),
+    "ultra.policies.policy": ("Policy",),
+    "ultra.policies.io": ("load_policy", "save_policy"),
     "ultra.tasks": ("Task", "get_task", "register"),
 }
 

@@ -1,5 +1,5 @@
 """`python -m ultra`: the same as the `ultra` command."""
 
-from ultra.cli import main
+from ultra.cli.main import main
 
 main()

@@ -9,22 +9,22 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ultra.analysts.fidelity import fidelity_of_case
+from ultra.common.errors import UltraError
+from ultra.common.files import write_json
+from ultra.common.statistics import Estimate
 from ultra.config import RefineConfig, TrainConfig
-from ultra.errors import UltraError
-from ultra.evaluation import evaluate as evaluate_policy
-from ultra.evaluation import evaluation_seeds
-from ultra.fidelity import fidelity_of_case
-from ultra.files import write_json
-from ultra.opening import open_policy
-from ultra.pipeline import Refinement
-from ultra.policy import Policy
-from ultra.progress import Reporter
-from ultra.reporting import write_report
-from ultra.round_advice import fidelity_rng
-from ultra.run import STAGES, Run
-from ultra.statistics import Estimate
+from ultra.evaluation.evaluate import evaluate as evaluate_policy
+from ultra.evaluation.evaluate import evaluation_seeds
+from ultra.pipeline.progress import Reporter
+from ultra.pipeline.refinement import Refinement
+from ultra.pipeline.reporting import write_report
+from ultra.pipeline.round_advice import fidelity_rng
+from ultra.pipeline.run import STAGES, Run
+from ultra.pipeline.training import train_policy
+from ultra.policies.opening import open_policy
+from ultra.policies.policy import Policy
 from ultra.tasks import Task, get_task
-from ultra.training import train_policy
 
 if TYPE_CHECKING:
     from ultra.studies.runner import Outcome

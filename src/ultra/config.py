@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from tyro.conf import arg
 
-from ultra.errors import UltraError
+from ultra.common.errors import UltraError
 
 Method = Literal["none", "ppo", "random", "jsrl", "statemask-r", "rice", "ultra-a", "ultra-r", "ultra-ra"]
 METHODS: tuple[str, ...] = get_args(Method)

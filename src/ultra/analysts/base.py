@@ -9,14 +9,14 @@ from typing import Protocol
 
 import numpy as np
 
-from ultra.advice import Advice, CriticalState
-from ultra.budget import StepBudget
+from ultra.advice.records import Advice, CriticalState
+from ultra.collection.trajectories import Trajectory
 from ultra.config import AnalyseConfig, LLMConfig, PPOConfig, StateMaskConfig
-from ultra.policy import Policy
+from ultra.policies.policy import Policy
+from ultra.simulation.budget import StepBudget
+from ultra.simulation.paired import PairedEvaluator
 from ultra.tasks.batch import Batch, Snapshot
 from ultra.tasks.task import Task
-from ultra.trajectories import Trajectory
-from ultra.verification import Bench
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ SHORTEST_FINISHING = 400
 has not been lost yet."""
 
 
-def whole_episodes(case: Case, purpose: str, allowance: int, ending: int, endless: int) -> Bench:
+def whole_episodes(case: Case, purpose: str, allowance: int, ending: int, endless: int) -> PairedEvaluator:
     """Where rules are tried: in whole episodes, undiscounted, acting as in evaluation.
 
     Args:
@@ -88,7 +88,7 @@ def whole_episodes(case: Case, purpose: str, allowance: int, ending: int, endles
     count = ending if case.ends else endless
     shortest = SHORTEST_FINISHING if case.finishing else case.config.horizon
     longest = min(case.task.time_limit, max(allowance // count, shortest))
-    return Bench(
+    return PairedEvaluator(
         case.batch,
         case.policy,
         1.0,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ultra.ledger import canonical, key_of
+from ultra.common.ledger import canonical, key_of
 
 REASKS = 2
 """How often an answer that is not valid is asked for again."""

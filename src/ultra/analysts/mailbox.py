@@ -10,9 +10,9 @@ from pathlib import Path
 from ultra.analysts.base import Case
 from ultra.analysts.conversation import Conversation, Correspondent, Reply
 from ultra.analysts.reader import ReadingAnalyst
-from ultra.errors import UltraError
-from ultra.files import write_atomically
-from ultra.ledger import Ledger, key_of
+from ultra.common.errors import UltraError
+from ultra.common.files import write_atomically
+from ultra.common.ledger import Ledger, key_of
 
 LOOK_EVERY = 0.25
 """Seconds between looks for answers."""

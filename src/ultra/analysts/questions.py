@@ -1,6 +1,6 @@
 """The two questions of the method, filled in from a run. Equal runs give equal questions, byte for byte.
 
-The prompts are the Markdown files in `ultra/prompts`: a version, the part that is equal for all
+The prompts are the Markdown files in `ultra/analysts/prompts`: a version, the part that is equal for all
 episodes (so that providers can cache it), and the part about one episode.
 """
 
@@ -15,18 +15,18 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from ultra.advice import Advice, CriticalState
+from ultra.advice.records import Advice, CriticalState
 from ultra.analysts.conversation import Question
 from ultra.analysts.schema import advise_schema, identify_schema
-from ultra.describe import describe_episode, describe_outcome, describe_window
-from ultra.effects import Effects, describe_effects
-from ultra.errors import UltraError
-from ultra.plans import MOST_CONTINUOUS_STEPS, MOST_DISCRETE_STEPS
-from ultra.spaces import Discrete
+from ultra.collection.describe import describe_episode, describe_outcome, describe_window
+from ultra.collection.effects import Effects, describe_effects
+from ultra.collection.trajectories import Trajectory
+from ultra.common.errors import UltraError
 from ultra.tasks import Task
-from ultra.trajectories import Trajectory
+from ultra.tasks.plans import MOST_CONTINUOUS_STEPS, MOST_DISCRETE_STEPS
+from ultra.tasks.spaces import Discrete
 
-_FOLDER = Path(__file__).parent.parent / "prompts"
+_FOLDER = Path(__file__).parent / "prompts"
 _SPLIT = "<!-- episode -->"
 _VERSION = "<!-- version: "
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ultra.advice import Advice, CriticalState
+from ultra.advice.records import Advice, CriticalState
 from ultra.analysts.base import Case
-from ultra.plans import Plan, Segment
-from ultra.spaces import ActionSpace, Discrete
+from ultra.tasks.plans import Plan, Segment
+from ultra.tasks.spaces import ActionSpace, Discrete
 
 
 def random_plan(space: ActionSpace, longest: int, rng: np.random.Generator) -> Plan:

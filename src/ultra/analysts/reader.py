@@ -13,14 +13,14 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, TypeVar
 
-from ultra.advice import RULES, Advice, CriticalState, Rule, save_rules
+from ultra.advice.records import RULES, Advice, CriticalState, Rule, save_rules
 from ultra.analysts.base import Case
 from ultra.analysts.conversation import Correspondent, Exchange, Parsed, Question, ask
 from ultra.analysts.questions import Brief, advise_question, identify_question
 from ultra.analysts.schema import read_advice, read_states
-from ultra.effects import Effects, measure
-from ultra.errors import UltraError
-from ultra.files import write_json
+from ultra.collection.effects import Effects, measure
+from ultra.common.errors import UltraError
+from ultra.common.files import write_json
 
 EFFECTS = "effects.json"
 

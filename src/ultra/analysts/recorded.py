@@ -9,8 +9,8 @@ from pathlib import Path
 from ultra.analysts.base import Case
 from ultra.analysts.conversation import Conversation, Correspondent, Reply
 from ultra.analysts.reader import ReadingAnalyst
-from ultra.errors import UltraError
-from ultra.ledger import key_of, read_export
+from ultra.common.errors import UltraError
+from ultra.common.ledger import key_of, read_export
 
 
 class Recording:

@@ -12,13 +12,13 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ultra.advice import Advice, CriticalState, Rule
+from ultra.advice.expression import parse
+from ultra.advice.records import Advice, CriticalState, Rule
 from ultra.analysts.conversation import Parsed
-from ultra.errors import UltraError
-from ultra.expression import parse
-from ultra.plans import Plan, Segment
-from ultra.spaces import Discrete
+from ultra.common.errors import UltraError
 from ultra.tasks import Task
+from ultra.tasks.plans import Plan, Segment
+from ultra.tasks.spaces import Discrete
 
 LONGEST_ANSWER = 200_000
 """Characters; more is no answer to these questions."""

@@ -3,7 +3,7 @@
 Critical states are those where replacing the policy's actions for a few steps changes the outcome
 most. Advice is the plan that wins a sequential halving (Karnin et al., ICML 2013) over random
 plans; every comparison uses paired branches with common random numbers. The winner's measured
-advantage is flattered by having won: only `ultra.verification`, on fresh branches, says what it is worth.
+advantage is flattered by having won: only `ultra.verification.verdicts`, on fresh branches, says what it is worth.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ultra.advice import RULES, Advice, CriticalState, save_rules
+from ultra.advice.records import RULES, Advice, CriticalState, save_rules
 from ultra.analysts.base import Case
 from ultra.analysts.random import random_plan
-from ultra.analysts.rule_search import search_rules
-from ultra.describe import largest_facts
-from ultra.plans import Plan
+from ultra.analysts.rules.search import search_rules
+from ultra.collection.describe import largest_facts
+from ultra.collection.trajectories import Trajectory
+from ultra.simulation.paired import PairedEvaluator, Candidate, Trial
 from ultra.tasks.batch import Snapshot
-from ultra.trajectories import Trajectory
-from ultra.verification import Bench, Proposal, Trial
+from ultra.tasks.plans import Plan
 
 IDENTIFY_SHARE = 0.4
 """Share of the points' allowance for finding critical states; the rest compares plans at them."""
@@ -103,7 +103,7 @@ class SearchAnalyst:
                 break
             trials = [
                 Trial(
-                    Proposal(random_plan(case.task.action_space, case.config.plan_steps, case.rng), snapshots[i]),
+                    Candidate(random_plan(case.task.action_space, case.config.plan_steps, case.rng), snapshots[i]),
                     1.0,
                     (seed,),
                 )
@@ -161,7 +161,7 @@ class SearchAnalyst:
         return [self._advice(case, states[arm.place], arm, largest) for arm in best if arm.mean > 0]
 
     def _compare(
-        self, arms: list[_Arm], places: int, snapshots: list[Snapshot], bench: Bench, share: int, horizon: int
+        self, arms: list[_Arm], places: int, snapshots: list[Snapshot], bench: PairedEvaluator, share: int, horizon: int
     ) -> None:
         """One round: the same number of pairs for every arm, on the same seeds at each state."""
         if not arms:
@@ -172,13 +172,13 @@ class SearchAnalyst:
         if pairs < 1:
             return
         seeds = [bench.seeds(pairs) for _ in range(places)]
-        results = bench.run([Trial(Proposal(arm.plan, snapshots[arm.place]), 1.0, seeds[arm.place]) for arm in arms])
+        results = bench.run([Trial(Candidate(arm.plan, snapshots[arm.place]), 1.0, seeds[arm.place]) for arm in arms])
         for arm, paired in zip(arms, results, strict=True):
             arm.differences = np.concatenate([arm.differences, self._sign * paired.differences])
 
     @staticmethod
-    def _bench(case: Case, allowance: float) -> Bench:
-        return Bench(
+    def _bench(case: Case, allowance: float) -> PairedEvaluator:
+        return PairedEvaluator(
             case.batch,
             case.policy,
             case.gamma,

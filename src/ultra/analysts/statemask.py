@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ultra.advice import Advice, CriticalState
+from ultra.advice.records import Advice, CriticalState
 from ultra.analysts.base import Case
-from ultra.policy_files import save_policy
-from ultra.ppo import Iteration
-from ultra.statemask import importance, train_mask
+from ultra.analysts.mask import importance, train_mask
+from ultra.policies.io import save_policy
+from ultra.ppo.train import Iteration
 
 SPACING = 4
 """Critical states of one episode lie at least so many steps apart."""

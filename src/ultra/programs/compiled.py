@@ -9,7 +9,7 @@ from functools import cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ultra.plans import Plan
+from ultra.tasks.plans import Plan
 from ultra.programs.expression import (
     AGENT,
     CLOCKS,
@@ -24,7 +24,7 @@ from ultra.programs.expression import (
     Tape,
 )
 from ultra.programs.records import MAX_INSTRUCTIONS, Assignment, Potential, Program, ProgramError
-from ultra.spaces import ActionSpace, Discrete
+from ultra.tasks.spaces import ActionSpace, Discrete
 
 MIN_PLAN = 32
 """Room for the steps of a plan; longer plans get twice as much, or four times."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ultra.programs.compiled import Compiled
 from ultra.programs.expression import AGENT, PREVIOUS, START, Frame
-from ultra.spaces import Actions, ActionSpace, Continuous, Discrete
+from ultra.tasks.spaces import Actions, ActionSpace, Continuous, Discrete
 
 NONE = -1
 """An environment in which no program is followed."""

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ultra.errors import UltraError
+from ultra.common.errors import UltraError
 
 MAX_LENGTH = 600
 """Most characters of an expression."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ultra.errors import UltraError
+from ultra.common.errors import UltraError
 from ultra.programs.expression import MAX_LENGTH, RESERVED
 
 MAX_PARAMETERS = 8

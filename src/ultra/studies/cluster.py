@@ -13,8 +13,8 @@ import os
 from dataclasses import replace
 from typing import Any
 
+from ultra.common.errors import UltraError
 from ultra.config import RefineConfig
-from ultra.errors import UltraError
 from ultra.studies.plan import Job
 from ultra.studies.work import describe_error, record_error, thread_limits, work
 

@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ultra.config import RefineConfig, takes_advice
-from ultra.progress import Reporter
-from ultra.reporting import interval
+from ultra.pipeline.progress import Reporter
+from ultra.pipeline.reporting import interval
 from ultra.studies.plan import Job
 from ultra.studies.work import Progress
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ultra.reporting import save_figure
-from ultra.run import read_curve
-from ultra.statistics import bootstrap_band, performance_profile
+from ultra.common.statistics import bootstrap_band, performance_profile
+from ultra.pipeline.reporting import save_figure
+from ultra.pipeline.run import read_curve
 from ultra.studies.summary import SEED, Finished, Summary
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ultra.common.errors import UltraError
+from ultra.common.records import closest, record_from
 from ultra.config import RefineConfig, TrainConfig, takes_advice
-from ultra.errors import UltraError
-from ultra.policy_files import SHIPPED
-from ultra.records import closest, record_from
+from ultra.policies.io import SHIPPED
 
 DECIDED = ("task", "policy", "vecnormalize", "trust_pickle", "method", "analyst", "seed", "workers")
 """Settings that the study decides for each run."""

@@ -14,7 +14,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from typing import Literal, Protocol
 
-from ultra.errors import UltraError
+from ultra.common.errors import UltraError
 from ultra.studies.plan import Job
 from ultra.studies.work import record_error, thread_limits, work
 

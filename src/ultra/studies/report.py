@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ultra import page
-from ultra.errors import RunDirectoryError
-from ultra.files import make_directory, write_atomically, write_json
-from ultra.reporting import markdown_table, row_of, write_csv
-from ultra.statistics import Estimate
+from ultra.common import html
+from ultra.common.errors import RunDirectoryError
+from ultra.common.files import make_directory, write_atomically, write_json
+from ultra.common.statistics import Estimate
+from ultra.pipeline.reporting import markdown_table, row_of, write_csv
 from ultra.studies.figures import draw_profiles, draw_task_curves
 from ultra.studies.plan import slug
 from ultra.studies.runner import plain, read_manifest
@@ -170,15 +170,15 @@ def _markdown(summary: Summary) -> str:
 
 
 def _page(summary: Summary, pictures: Mapping[str, Path]) -> str:
-    parts = [*map(page.paragraph, _about(summary)), page.bullets(notes(summary))]
+    parts = [*map(html.paragraph, _about(summary)), html.bullets(notes(summary))]
     for title, header, rows in tables(summary):
-        parts += [page.heading(title), page.table(header, rows)]
+        parts += [html.heading(title), html.table(header, rows)]
         if title in pictures:
-            parts.append(page.image(pictures[title], title))
+            parts.append(html.image(pictures[title], title))
     results = [{"contender": run.contender, **run.result} for run in summary.finished]
-    parts.append(page.folded("Results as JSON", json.dumps(results, indent=1)))
+    parts.append(html.folded("Results as JSON", json.dumps(results, indent=1)))
     names = ", ".join(task.name for task in summary.study.tasks)
-    return page.page(f"ULTRA study: {names}", parts)
+    return html.page(f"ULTRA study: {names}", parts)
 
 
 def _about(summary: Summary) -> list[str]:

@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ultra.common.errors import RunDirectoryError, UltraError
+from ultra.common.files import make_directory, write_json
+from ultra.common.locks import hold_file, make_permits
 from ultra.config import RefineConfig
-from ultra.errors import RunDirectoryError, UltraError
-from ultra.files import make_directory, write_json
-from ultra.guidance.methods import check_budget
-from ultra.opening import open_policy
-from ultra.permits import hold_file, make_permits
-from ultra.pipeline import task_of
-from ultra.policy import check_fits
-from ultra.policy_files import save_policy
-from ultra.run import Run
+from ultra.finetuning.methods import check_budget
+from ultra.pipeline.refinement import task_of
+from ultra.pipeline.run import Run
+from ultra.policies.io import save_policy
+from ultra.policies.opening import open_policy
+from ultra.policies.policy import check_fits
 from ultra.studies.display import Display
 from ultra.studies.plan import Job, Study, StudyTask, read_study, shipped_policy, slug
 from ultra.studies.pool import Pool
@@ -92,7 +92,7 @@ def prepare(study: Study, source: Path, out: Path) -> list[str]:
     Raises:
         UltraError: naming what cannot work.
     """
-    from ultra.analysts import get_analyst
+    from ultra.analysts.registry import get_analyst
 
     before = read_manifest(out) if (out / MANIFEST).is_file() else None
     write_json(out / MANIFEST, plain(before or study))  # from here on the directory is a study's

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ultra.run import Run
-from ultra.statistics import (
+from ultra.common.statistics import (
     Estimate,
     difference_interval,
     interquartile_mean,
@@ -21,6 +20,7 @@ from ultra.statistics import (
     probability_of_improvement,
     stratified_bootstrap,
 )
+from ultra.pipeline.run import Run
 from ultra.studies.plan import Contender, Job, Study, StudyTask
 from ultra.studies.work import seconds_of
 

@@ -16,14 +16,14 @@ from typing import IO
 
 from rich.console import Console
 
+from ultra.common.errors import UltraError
+from ultra.common.files import write_atomically
+from ultra.common.locks import hold_file
 from ultra.config import RefineConfig
-from ultra.errors import UltraError
-from ultra.files import write_atomically
-from ultra.permits import hold_file
-from ultra.pipeline import Refinement
-from ultra.progress import Reporter
+from ultra.pipeline.progress import Reporter
+from ultra.pipeline.refinement import Refinement
+from ultra.pipeline.training import train_policy
 from ultra.studies.plan import Job
-from ultra.training import train_policy
 
 ATTEMPTS = "attempts.jsonl"
 """In a run directory: when and where the run was tried, and how long that took."""

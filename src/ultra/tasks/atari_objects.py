@@ -11,8 +11,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from ultra.spaces import from_gymnasium
 from ultra.tasks.card import ActionMeaning, Card, Fact, skeleton_card
+from ultra.tasks.spaces import from_gymnasium
 
 _MOST_ALIKE = 4
 """Objects of one kind that are worth facts of their own; walls of bricks are left out."""

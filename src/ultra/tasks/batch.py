@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ultra.spaces import Actions
+from ultra.tasks.spaces import Actions
 
 Snapshot = bytes
 """The complete state of one environment: restoring it and replaying actions is bit-identical."""

@@ -11,9 +11,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from ultra.errors import UltraError
-from ultra.plans import Plan
-from ultra.spaces import ActionSpace, Continuous, Discrete
+from ultra.common.errors import UltraError
+from ultra.tasks.plans import Plan
+from ultra.tasks.spaces import ActionSpace, Continuous, Discrete
 
 UNKNOWN_GOAL = "Collect as much reward as possible."
 """Of an environment of which only the spaces are known."""
@@ -62,7 +62,7 @@ class Card:
     facts: tuple[Fact, ...]
     actions: tuple[ActionMeaning, ...]
     worked_case: str = ""
-    """An example of good reasoning for prompts: the name of a shipped one (`ultra/prompts/cases`) or a text."""
+    """An example of good reasoning for prompts: the name of a shipped one (`analysts/prompts/cases`) or a text."""
 
     def __post_init__(self) -> None:
         for kind, names in (

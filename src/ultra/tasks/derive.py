@@ -11,12 +11,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from ultra.errors import UltraError
-from ultra.spaces import ActionSpace, from_gymnasium
+from ultra.common.errors import UltraError
 from ultra.tasks.atari_objects import atari_card
 from ultra.tasks.card import ActionMeaning, Card, Fact, load_card, plain_name, skeleton_card, unlike
 from ultra.tasks.mujoco_card import mujoco_card
 from ultra.tasks.sources import compile_source
+from ultra.tasks.spaces import ActionSpace, from_gymnasium
 
 Env = gymnasium.Env[Any, Any]
 _CARDS = Path(__file__).parent / "cards"

@@ -21,10 +21,10 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ultra.errors import UltraError
-from ultra.spaces import Actions, Discrete, from_gymnasium
+from ultra.common.errors import UltraError
 from ultra.tasks.batch import Facts, Indices, Live, Observations, Snapshot, Step
 from ultra.tasks.sources import Reader
+from ultra.tasks.spaces import Actions, Discrete, from_gymnasium
 from ultra.tasks.states import put, take
 
 TIME_LIMIT = 10_000

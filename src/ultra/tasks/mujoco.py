@@ -19,9 +19,9 @@ import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
 from numpy.typing import NDArray
 
-from ultra.spaces import Actions
 from ultra.tasks.batch import Facts, Indices, Live, Observations, Snapshot, Step
 from ultra.tasks.simulators import Simulators
+from ultra.tasks.spaces import Actions
 
 Array = NDArray[np.float64]
 

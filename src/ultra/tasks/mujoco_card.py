@@ -9,8 +9,8 @@ from typing import Any
 import gymnasium
 import yaml
 
-from ultra.spaces import from_gymnasium
 from ultra.tasks.card import ActionMeaning, Card, Fact, plain_name, skeleton_card, unlike
+from ultra.tasks.spaces import from_gymnasium
 
 _AXES = ("x", "y", "z")
 _TURNS = ("roll", "pitch", "yaw")

@@ -16,8 +16,8 @@ import numpy as np
 from ale_py import ALEInterface, ALEState, LoggerMode, roms
 from numpy.typing import NDArray
 
-from ultra.spaces import Actions
 from ultra.tasks.batch import Facts, Indices, Live, Observations, Snapshot, Step
+from ultra.tasks.spaces import Actions
 
 FRAME_SKIP = 4
 TIME_LIMIT = 27_000

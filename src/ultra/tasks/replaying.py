@@ -8,8 +8,8 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 
-from ultra.spaces import ActionSpace, Discrete
 from ultra.tasks.gymnasium import GymnasiumBatch
+from ultra.tasks.spaces import ActionSpace, Discrete
 from ultra.tasks.states import NotPlainError
 
 STEPS = 40

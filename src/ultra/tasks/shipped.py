@@ -13,12 +13,12 @@ import gymnasium
 import numpy as np
 import yaml
 
-from ultra.errors import UltraError
-from ultra.spaces import ActionSpace, Continuous, Discrete, from_gymnasium
+from ultra.common.errors import UltraError
 from ultra.tasks.atari_objects import why_bytes
 from ultra.tasks.card import Card, load_card, shipped_card
 from ultra.tasks.derive import derive_card
 from ultra.tasks.sources import Reader, SourceError, compile_source
+from ultra.tasks.spaces import ActionSpace, Continuous, Discrete, from_gymnasium
 from ultra.tasks.task import Task
 
 if TYPE_CHECKING:

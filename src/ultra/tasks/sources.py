@@ -21,7 +21,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ultra.errors import UltraError
+from ultra.common.errors import UltraError
 from ultra.tasks.atari_objects import Objects
 
 Envs = Sequence[gymnasium.Env[Any, Any]]

@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ultra.errors import UltraError
-from ultra.spaces import ActionSpace
+from ultra.common.errors import UltraError
 from ultra.tasks.batch import Batch
 from ultra.tasks.card import Card, load_card
+from ultra.tasks.spaces import ActionSpace
 
 if TYPE_CHECKING:
     import gymnasium

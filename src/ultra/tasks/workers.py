@@ -22,10 +22,10 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
-from ultra.errors import UltraError, WorkerError
-from ultra.spaces import Actions, ActionSpace, Discrete
+from ultra.common.errors import UltraError, WorkerError
 from ultra.tasks.batch import Batch, Facts, Indices, Live, Observations, Snapshot, Step
 from ultra.tasks.card import Card
+from ultra.tasks.spaces import Actions, ActionSpace, Discrete
 
 _LENGTH = struct.Struct("<Q")
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ultra.programs.compiled import Controller
 from ultra.programs.records import Program
+from ultra.simulation.paired import PairedEvaluator
 from ultra.tuning.entrants import POPULATION, CompilePrograms, Entrant
 
 CUTS = (3, 2, 1)
@@ -33,37 +33,6 @@ SHORTEST = 50
 """Nor shorter than so many steps."""
 FINAL_EPISODES = (4, 12)
 """Fewest and most common episodes in the comparison at the end."""
-
-
-@dataclass(frozen=True)
-class Played:
-    """What controllers gave on common episodes; arrays are (controllers, episodes)."""
-
-    returns: NDArray[np.float64]
-    lengths: NDArray[np.int64]
-    terminated: NDArray[np.bool_]
-
-
-class Evaluator(Protocol):
-    """Plays controllers from common starts and keeps account of the steps."""
-
-    @property
-    def horizon(self) -> int:
-        """Longest episode in steps."""
-        ...
-
-    @property
-    def left(self) -> int:
-        """Steps that may still be spent."""
-        ...
-
-    def seeds(self, count: int) -> tuple[int, ...]:
-        """Fresh seeds of episodes."""
-        ...
-
-    def play(self, controllers: Sequence[Controller | None], seeds: Sequence[int], longest: int) -> Played:
-        """Whole episodes of each controller (None: the agent alone) with each seed, cut after `longest` steps."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -107,7 +76,7 @@ class Race:
 
 def race(
     entrants: Sequence[Entrant],
-    evaluator: Evaluator,
+    evaluator: PairedEvaluator,
     allowance: int,
     usual: float | None,
     compile_all: CompilePrograms,
@@ -130,7 +99,7 @@ class _Race:
     def __init__(
         self,
         entrants: Sequence[Entrant],
-        evaluator: Evaluator,
+        evaluator: PairedEvaluator,
         allowance: int,
         usual: float | None,
         compile_all: CompilePrograms,

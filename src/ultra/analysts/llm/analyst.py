@@ -10,8 +10,8 @@ from ultra.analysts.base import Case
 from ultra.analysts.conversation import Correspondent
 from ultra.analysts.llm.models import INSTALL, ModelName
 from ultra.analysts.reader import ReadingAnalyst
-from ultra.errors import UltraError
-from ultra.ledger import Ledger
+from ultra.common.errors import UltraError
+from ultra.common.ledger import Ledger
 
 
 def llm_analyst(text: str) -> ReadingAnalyst:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from ultra.errors import UltraError
+from ultra.common.errors import UltraError
 
 
 @dataclass(frozen=True)

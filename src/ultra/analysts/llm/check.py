@@ -12,9 +12,9 @@ from ultra.analysts.conversation import Conversation, NoAnswer, Question
 from ultra.analysts.llm.models import INSTALL, ModelName
 from ultra.analysts.llm.prices import price
 from ultra.analysts.schema import find_json
+from ultra.common.errors import LanguageModelError, UltraError
+from ultra.common.ledger import Ledger
 from ultra.config import LLMConfig
-from ultra.errors import LanguageModelError, UltraError
-from ultra.ledger import Ledger
 
 QUESTION = Question(
     title="check",

@@ -18,8 +18,8 @@ from ultra.analysts.llm.budget import Amount, LLMBudget
 from ultra.analysts.llm.guarded import ASKED, INTENT, Asked, GuardedModel, text_of
 from ultra.analysts.llm.models import ModelName, identity, make_model
 from ultra.analysts.llm.wire import RecordingClient
+from ultra.common.ledger import Ledger, key_of
 from ultra.config import LLMConfig
-from ultra.ledger import Ledger, key_of
 
 
 class ModelCorrespondent:

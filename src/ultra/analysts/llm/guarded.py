@@ -35,11 +35,11 @@ from ultra.analysts.llm.models import KEYS, ModelName
 from ultra.analysts.llm.prices import price, price_of
 from ultra.analysts.llm.secret import redact
 from ultra.analysts.llm.wire import ATTEMPT, Attempt
+from ultra.collection.describe import count_tokens
+from ultra.common.errors import LanguageModelError, UltraError
+from ultra.common.ledger import Ledger, Stored
+from ultra.common.locks import Permits
 from ultra.config import LLMConfig
-from ultra.describe import count_tokens
-from ultra.errors import LanguageModelError, UltraError
-from ultra.ledger import Ledger, Stored
-from ultra.permits import Permits
 
 RETRIED = (
     ModelRateLimitError, ModelUnavailableError, ModelServerError, ModelConnectionError, ModelRequestTimeout,

@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ultra.common.errors import UltraError
 from ultra.config import LLMConfig
-from ultra.errors import UltraError
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model

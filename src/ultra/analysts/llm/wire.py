@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 
 from ultra.analysts.llm.secret import redact_bytes
-from ultra.ledger import Ledger, Stored
+from ultra.common.ledger import Ledger, Stored
 
 LARGEST_BODY = 16_000_000
 """Bytes of a response that are read and kept."""

@@ -1,0 +1,1 @@
+"""The search for rules: ideas, the race between them, and the climb."""

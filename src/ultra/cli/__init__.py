@@ -1,0 +1,1 @@
+"""The command line. Everything heavy is imported when it is used."""

@@ -1,0 +1,59 @@
+"""What a language model is sent about a run: the very questions that its analyst asks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ultra.advice.records import CriticalState, load_states
+from ultra.analysts.base import Case
+from ultra.analysts.conversation import Question
+from ultra.analysts.questions import advise_question, identify_question
+from ultra.analysts.reader import brief_of, by_episode
+from ultra.common.errors import UltraError
+from ultra.pipeline.progress import Reporter
+from ultra.pipeline.refinement import Refinement
+from ultra.pipeline.run import Run
+
+
+def questions_of_run(path: Path, number: int = 0) -> dict[int, list[Question]]:
+    """The questions about every episode of a round, by episode.
+
+    Args:
+        path: run directory.
+        number: round; 0 is the last one that has been collected.
+
+    Raises:
+        UltraError: if nothing has been collected yet.
+    """
+    run = Run.open(path)
+    run.require("round-1/collect", f"ultra collect {path}")
+    collected = [n for n in range(1, run.config.last_round + 1) if run.finished(f"round-{n}/collect")]
+    number = number or collected[-1]
+    if number not in collected:
+        raise UltraError(f"--round is {number}, but {path} has collected rounds {collected[0]} to {collected[-1]}")
+    states_path = run.round(number) / "states.jsonl"
+    states = by_episode(load_states(states_path)) if states_path.is_file() else {}
+    with Refinement(run, Reporter(quiet=True)).case(number, "identify") as case:
+        return _questions(case, {index: found for index, found in states.items() if index < len(case.episodes)})
+
+
+def _questions(case: Case, states: dict[int, list[CriticalState]]) -> dict[int, list[Question]]:
+    brief = brief_of(case)
+    questions = {}
+    for index, episode in enumerate(case.episodes):
+        questions[index] = [identify_question(brief, index, episode)]
+        if index in states:
+            questions[index].append(advise_question(brief, index, episode, states[index]))
+    return questions
+
+
+def prompts_of_run(path: Path, episode: int, number: int = 0) -> list[tuple[str, str]]:
+    """The prompts for one collected episode of a run, with titles.
+
+    Raises:
+        UltraError: if there is no such episode; the number of episodes is named.
+    """
+    questions = questions_of_run(path, number)
+    if episode not in questions:
+        raise UltraError(f"--episode is {episode}, but {path} holds episodes 0 to {len(questions) - 1}")
+    return [(question.title, question.text) for question in questions[episode]]

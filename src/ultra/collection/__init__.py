@@ -1,0 +1,1 @@
+"""Stage 1: episodes, and what can be read off them."""

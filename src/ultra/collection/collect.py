@@ -1,0 +1,157 @@
+"""Stage 1: collect trajectories of the policy, as it acts in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ultra.collection.trajectories import Trajectory
+from ultra.policies.policy import Decision, Policy
+from ultra.simulation.branches import Branch, simulate
+from ultra.tasks.batch import Batch, Observations, Snapshot, Step
+from ultra.tasks.task import Task
+
+
+class _Recorder:
+    """Writes down the steps of every branch."""
+
+    def __init__(self, policy: Policy, jobs: int, every: int, progress: Callable[[int], None]) -> None:
+        self._progress = progress
+        self._steps = 0
+        self._scale = policy.normalizer.reward_scale
+        self._every = every
+        self.rows: list[dict[str, list[Any]]] = [
+            {"observations": [], "facts": [], "actions": [], "rewards": [], "values": [], "log_probs": []}
+            for _ in range(jobs)
+        ]
+        self.ends: list[tuple[bool, Any, Any]] = [(False, None, None)] * jobs
+        self.snapshots: list[list[tuple[int, Snapshot]]] = [[] for _ in range(jobs)]
+        self._facts: NDArray[np.float64] | None = None
+
+    def before(self, jobs: NDArray[np.int64], clocks: NDArray[np.int64], batch: Batch) -> None:
+        due = np.flatnonzero((jobs >= 0) & (clocks % self._every == 0))
+        for slot, state in zip(due, batch.snapshots(due), strict=True):
+            self.snapshots[jobs[slot]].append((int(clocks[slot]), state))
+        self._facts = batch.facts()
+
+    def after(
+        self,
+        jobs: NDArray[np.int64],
+        observations: Observations,
+        decision: Decision,
+        step: Step,
+        batch: Batch,
+    ) -> None:
+        assert self._facts is not None
+        facts = batch.facts()
+        for slot in np.flatnonzero(jobs >= 0):
+            rows = self.rows[jobs[slot]]
+            rows["observations"].append(observations[slot])
+            rows["facts"].append(self._facts[slot])
+            rows["actions"].append(decision.actions[slot])
+            rows["rewards"].append(step.rewards[slot])
+            rows["values"].append(decision.values[slot] * self._scale)
+            rows["log_probs"].append(decision.log_probs[slot])
+            self.ends[jobs[slot]] = (bool(step.terminated[slot]), step.observations[slot], facts[slot])
+            self._steps += 1
+        self._progress(self._steps)
+
+
+def collect_within(
+    task: Task,
+    policy: Policy,
+    rng: np.random.Generator,
+    gamma: float,
+    allowance: int,
+    *,
+    most: int,
+    workers: int = 0,
+    progress: Callable[[int], None] = lambda steps: None,
+) -> list[Trajectory]:
+    """Let the policy play whole episodes, as many as fit into a number of steps.
+
+    In each wave as many are played as are sure to fit. The last one may be cut off, and it is not begun
+    if less is left than an episode took in the mean.
+
+    Args:
+        task: where.
+        policy: who; actions are sampled.
+        rng: draws the episodes' seeds.
+        gamma: discount of the value estimates.
+        allowance: environment steps.
+        most: episodes to play at most.
+        workers: cores for stepping; 0 uses all.
+        progress: told the number of steps so far.
+    """
+    trajectories: list[Trajectory] = []
+    spent = 0
+    while len(trajectories) < most and allowance - spent >= spent / max(1, len(trajectories)):
+        left = max(1, allowance - spent)
+        count = min(most - len(trajectories), max(1, left // task.time_limit))
+        seeds = rng.integers(2**31, size=count).tolist()
+
+        def tell(steps: int, before: int = spent) -> None:
+            progress(before + steps)
+
+        trajectories += collect(task, policy, seeds, gamma, longest=left, workers=workers, progress=tell)
+        spent = sum(map(len, trajectories))
+    return trajectories
+
+
+def collect(
+    task: Task,
+    policy: Policy,
+    seeds: list[int],
+    gamma: float,
+    *,
+    longest: int | None = None,
+    workers: int = 0,
+    progress: Callable[[int], None] = lambda steps: None,
+) -> list[Trajectory]:
+    """Let the policy play episodes and record everything.
+
+    Every episode is played to its end, so that short ones are not preferred.
+
+    Args:
+        task: where.
+        policy: who; actions are sampled.
+        seeds: one for each episode, of the environment's reset and of the policy's randomness.
+        gamma: discount of the value estimates.
+        longest: cut episodes off after so many steps; they count as truncated.
+        workers: cores for stepping; 0 uses all.
+        progress: told the number of steps so far.
+
+    Returns:
+        The trajectories, in the order of the seeds.
+    """
+    most = min(task.time_limit, longest or task.time_limit)
+    branches = [Branch(noise_seed=seed, steps=most, reset_seed=seed) for seed in seeds]
+    batch = task.make_batch(min(len(seeds), 32), workers or None)
+    recorder = _Recorder(policy, len(seeds), task.snapshot_every, progress)
+    try:
+        simulate(batch, policy, branches, gamma, watcher=recorder)
+    finally:
+        batch.close()
+    trajectories = []
+    for seed, rows, (terminated, observation, facts), states in zip(
+        seeds, recorder.rows, recorder.ends, recorder.snapshots, strict=True
+    ):
+        last = 0.0 if terminated else float(policy.values(observation[None])[0])
+        trajectories.append(
+            Trajectory(
+                observations=np.stack([*rows["observations"], observation]),
+                facts=np.stack([*rows["facts"], facts]),
+                actions=np.stack(rows["actions"]),
+                rewards=np.array(rows["rewards"]),
+                values=np.array([*rows["values"], last]),
+                log_probs=np.array(rows["log_probs"], np.float32),
+                terminated=terminated,
+                truncated=not terminated,
+                seed=seed,
+                snapshots=tuple(states),
+            )
+        )
+    return trajectories

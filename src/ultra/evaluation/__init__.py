@@ -1,0 +1,1 @@
+"""How good a policy is in the task's own environment, and which of several is best."""

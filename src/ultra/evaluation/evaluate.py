@@ -1,0 +1,49 @@
+"""Evaluation: policies in Gymnasium's own environment, on fresh seeds."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ultra.common.statistics import Estimate, mean_interval
+from ultra.policies.policy import Policy, check_fits
+from ultra.simulation.branches import Branch, simulate
+from ultra.tasks.task import Task
+
+MOST_TOGETHER = 32
+
+
+def evaluation_seeds(seed: int, episodes: int) -> list[int]:
+    """Seeds that no training or selection uses: a stream of their own for each seed."""
+    stream = np.random.SeedSequence([seed, 0xE7A1])
+    return [int(word) for word in stream.generate_state(episodes) >> 1]
+
+
+def evaluate(
+    task: Task, policy: Policy, seeds: list[int], *, workers: int = 0, sampled: bool | None = None
+) -> tuple[Estimate, NDArray[np.float64], int]:
+    """Play whole episodes with the most likely actions, or sampled ones where the task says so.
+
+    Args:
+        task: where; its Gymnasium environment is used, not the batch engine.
+        policy: who.
+        seeds: one for each episode.
+        workers: processes; 0 uses all cores.
+        sampled: whether actions are sampled; None as the task says.
+
+    Returns:
+        The mean return with its 95% interval, the returns (episodes,), and the steps taken.
+
+    Raises:
+        PolicyError: if the policy was made for other spaces.
+    """
+    sampled = task.sampled_evaluation if sampled is None else sampled
+    check_fits(policy, task.name, task.observation_size, task.action_space)
+    branches = [Branch(noise_seed=seed, steps=task.time_limit, reset_seed=seed) for seed in seeds]
+    batch = task.make_evaluation_batch(min(len(seeds), MOST_TOGETHER), workers or None)
+    try:
+        outcomes = simulate(batch, policy, branches, gamma=1.0, deterministic=not sampled)
+    finally:
+        batch.close()
+    returns = np.array([outcome.reward for outcome in outcomes])
+    return mean_interval(returns.tolist()), returns, sum(outcome.steps for outcome in outcomes)

@@ -1,0 +1,1 @@
+"""Stage 4: what modulates training, one file per method."""

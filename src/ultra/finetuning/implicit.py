@@ -1,0 +1,93 @@
+"""Implicit rewards of advice: what following it, or doing again what was done, is worth at each step of its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ultra.advice.records import Advice, Rule
+from ultra.tasks.plans import PlanTable
+from ultra.tasks.spaces import Actions, ActionSpace, Continuous
+
+KERNEL_WIDTH = 0.5
+"""Width of the Gaussian kernel on continuous actions scaled to [-1, 1]."""
+
+
+def similarity(space: ActionSpace, actions: Actions, targets: Actions) -> NDArray[np.float64]:
+    """Likeness of actions, 0 to 1: equal or not; for continuous ones a Gaussian kernel.
+
+    Args:
+        space: of the actions; continuous ones are scaled to [-1, 1] by its bounds.
+        actions: (...,) or (..., dim).
+        targets: likewise, of a shape that broadcasts with that of `actions`.
+    """
+    if not isinstance(space, Continuous):
+        return np.equal(actions, targets).astype(np.float64)
+    gaps = (actions - targets) / space.half_range
+    likeness: NDArray[np.float64] = np.exp(np.square(gaps).sum(axis=-1) * (-0.5 / (space.size * KERNEL_WIDTH**2)))
+    return likeness
+
+
+class ImplicitRewards:
+    """Equation 2's r_LLM of many advices, prepared for looking up.
+
+    The reward of an advice is spread evenly over the steps of its plan. At each of them the executed
+    action is compared with the advised one and with the one that the policy took at the critical
+    state. A change of the policy's action is added to what the policy took there; what a rule's change
+    is added to is not known, so only its execution counts as following.
+
+    Args:
+        advice: of the table, then rules.
+        taken: what the policy did at each critical state of the table, (L,) or (L, dim): shorter than the plan
+            where the episode ended.
+        table: their plans.
+        space: of the actions.
+    """
+
+    def __init__(
+        self, advice: Sequence[Advice | Rule], taken: Sequence[NDArray[Any]], table: PlanTable, space: ActionSpace
+    ) -> None:
+        self._space = space
+        shape = table.steps.shape[:2]
+        own, known = np.zeros_like(table.steps), np.zeros(shape, dtype=np.bool_)
+        for row, actions in enumerate(taken):
+            length = min(len(actions), shape[1])
+            own[row, :length] = space.clip(actions[:length])
+            known[row, :length] = True
+        rows, positions = np.indices(shape)
+        flat = own.reshape(-1, *own.shape[2:])
+        advised = table.apply(rows.ravel(), positions.ravel(), flat).reshape(own.shape)
+        absolute_rule = np.array([isinstance(a, Rule) for a in advice], dtype=np.bool_) & ~table.relative
+        follow = np.array([a.reward_follow for a in advice]) / table.lengths
+        repeat = np.array([a.reward_taken for a in advice]) / table.lengths
+        self._targets = np.stack([advised, own], axis=2)
+        """(advices, steps, 2) or (advices, steps, 2, dim): the advised action and the one taken."""
+        self._worth = np.stack([follow[:, None] * (known | absolute_rule[:, None]), repeat[:, None] * known], axis=2)
+        """(advices, steps, 2): of doing the one and the other."""
+        self._executed = follow
+        """(advices,): of every step of an executed plan, whatever the policy's own action was."""
+
+    def of(
+        self,
+        rows: NDArray[np.intp],
+        positions: NDArray[np.int64],
+        executed: NDArray[np.bool_],
+        actions: Actions,
+    ) -> NDArray[np.float64]:
+        """What a step earns (k,).
+
+        Args:
+            rows: (k,) advices.
+            positions: (k,) steps into their plans.
+            executed: (k,) whether the plan is being executed.
+            actions: (k,) or (k, dim), what was done.
+        """
+        earned = self._worth[rows, positions] * similarity(
+            self._space, actions[:, None], self._targets[rows, positions]
+        )
+        earned[:, 0] = np.where(executed, self._executed[rows], earned[:, 0])
+        result: NDArray[np.float64] = earned.sum(axis=1)
+        return result

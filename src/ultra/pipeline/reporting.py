@@ -1,0 +1,291 @@
+"""Reports of finished runs: tables (CSV, JSON, Markdown), learning curves (PNG), one HTML page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ultra.advice.records import ADOPTED, Advice, Rule, load_advice, load_rules
+from ultra.common import html
+from ultra.common.files import write_atomically, write_json
+from ultra.pipeline.run import Run, read_curve
+from ultra.pipeline.usage import describe_usage
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def label(result: dict[str, Any]) -> str:
+    """A method as tables and legends name it."""
+    return f"{result['method']} ({result['analyst']})" if result["analyst"] else str(result["method"])
+
+
+def interval(estimate: dict[str, Any]) -> str:
+    """A mean with its 95% interval."""
+    return f"{estimate['mean']:.1f} [{estimate['ci95'][0]:.1f}, {estimate['ci95'][1]:.1f}]"
+
+
+def row_of(result: dict[str, Any]) -> dict[str, Any]:
+    """One run as a row of the CSV table."""
+    start, last = result["return"]["start"], result["return"]["last"]
+    return {
+        "task": result["task"],
+        "method": result["method"],
+        "analyst": result["analyst"] or "",
+        "seed": result["seed"],
+        "start": start["mean"],
+        "last": last["mean"],
+        "last_low": last["ci95"][0],
+        "last_high": last["ci95"][1],
+        "improved": result["improved"],
+        "steps": result["budget"]["used"],
+        **_fidelity_cells(result),
+    }
+
+
+def _fidelity_cells(result: dict[str, Any]) -> dict[str, Any]:
+    """The fidelity score for the CSV table; empty where it was not measured or the return never changed."""
+    found = (result["audit"] or {}).get("fidelity") or {"score": None, "ci95": None, "random": {"score": None}}
+    low, high = found["ci95"] or (None, None)
+    return {
+        "fidelity": found["score"], "fidelity_low": low, "fidelity_high": high,
+        "fidelity_by_chance": found["random"]["score"],
+    }  # fmt: skip
+
+
+def comparison(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table that compares methods: returns, and steps by purpose."""
+    header = ["", "mean return [95%]", "collect", "analyse", "verify", "train", "total"]
+    first = results[0]
+    rows = [["start", interval(first["return"]["start"]), *[""] * 5]]
+    for result in results:
+        budget = result["budget"]
+        steps = [f"{budget[key]:,}" for key in ("collect", "analyse", "verify", "train", "used")]
+        rows.append([label(result), interval(result["return"]["last"]), *steps])
+    return header, rows
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)]) + "\n"
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows with equal keys, in the order of the first."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, buffer.getvalue().encode())
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG and free it."""
+    from matplotlib import pyplot
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    pyplot.close(figure)
+    write_atomically(path, buffer.getvalue())
+
+
+def draw_curves(runs: Sequence[Run], path: Path) -> None:
+    """Learning curves against total environment steps, one line for each run, as PNG."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot, ticker
+
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.2), dpi=120, layout="constrained")
+    results = [run.read_result() for run in runs]
+    for number, (run, result) in enumerate(zip(runs, results, strict=True)):
+        rows = read_curve(run.curve)
+        colour = f"C{number}"
+        if rows:
+            steps, mean = [row[0] for row in rows], [row[1] for row in rows]
+            axes.plot(steps, mean, color=colour, label=f"{label(result)}, while training")
+        last = result["return"]["last"]
+        error = [[last["mean"] - last["ci95"][0]], [last["ci95"][1] - last["mean"]]]
+        end = result["budget"]["used"] * (1 + 0.01 * number)
+        axes.errorbar([end], [last["mean"]], yerr=error, fmt="o", color=colour, capsize=4)
+    start = results[0]["return"]["start"]
+    axes.axhline(start["mean"], color="0.4", linestyle="--", linewidth=1, label="starting policy")
+    axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    axes.set_xlabel("environment steps, of all purposes")
+    axes.set_ylabel("return")
+    axes.set_title(f"{results[0]['task']}: dots are final evaluations with 95% intervals", fontsize=10)
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)
+
+
+def advice_of(run: Run) -> list[Advice]:
+    """All advice of a run, what helps most first; empty if it used none."""
+    advice = []
+    for number in range(1, run.config.last_round + 1):
+        path = run.path / f"round-{number}" / "verified.jsonl"
+        if path.is_file():
+            advice += load_advice(path)
+
+    def worth(item: Advice) -> tuple[bool, float]:
+        found = item.verification
+        return item.verdict == "helps", found.advantage if found else item.state.importance
+
+    return sorted(advice, key=worth, reverse=True)
+
+
+def explain(item: Advice) -> str:
+    """An advice with its state and what verification found, as a few lines of text."""
+    state = item.state
+    lines = [
+        f"Episode {state.episode}, step {state.t} (importance {state.importance:.2f}): {state.explanation}",
+        f"  Advice: {item.explanation}",
+    ]
+    found = item.verification
+    if found is not None:
+        strength = f" at strength {found.strength:g}" if item.plan.relative else ""
+        lines.append(
+            f"  Tried{strength}: {found.verdict}, {found.advantage:+.2f} discounted return "
+            f"[{found.low:+.2f}, {found.high:+.2f}] over {found.pairs} paired branches."
+        )
+    return "\n".join(lines)
+
+
+def rules_of(run: Run) -> list[Rule]:
+    """All rules of a run, with what was found of them where they have been tried."""
+    rules = []
+    for number in range(1, run.config.last_round + 1):
+        folder = run.path / f"round-{number}"
+        verified = folder / "verified-rules.jsonl"
+        rules += load_rules(verified if verified.is_file() else folder / "rules.jsonl")
+    return rules
+
+
+def adopted_rules(run: Run) -> list[Rule]:
+    """The rules that became part of the refined policy."""
+    path = run.path / f"round-{run.config.last_round}" / ADOPTED
+    return load_rules(path) if path.is_file() else []
+
+
+def explain_rules(rules: Sequence[Rule], adopted: Sequence[Rule] = ()) -> str:
+    """Rules as text, with what was found of them; empty if there are none."""
+    if not rules:
+        return ""
+    lines = ["Rules"]
+    for rule in rules:
+        steps = f"; a plan of {len(rule.plan)} steps" if rule.plan else ""
+        reward = f"; reward {rule.reward:+g}" if rule.reward else ""
+        lines.append(f"  Where {rule.guard}{steps}{reward}: {rule.explanation}")
+        found = rule.verification
+        if found is not None:
+            lines.append(
+                f"    Tried in whole episodes: {found.verdict}, {found.advantage:+.2f} return "
+                f"[{found.low:+.2f}, {found.high:+.2f}] over {found.pairs} pairs."
+            )
+            if rule.together is not None and rule.together != found:
+                lines.append(f"    Chosen: together with others {rule.together.advantage:+.2f}.")
+            elif rule.together is not None:
+                lines.append("    Chosen.")
+            if rule in adopted:
+                lines.append("    Part of the refined policy: its network does what the rule says.")
+        elif rule.plan is None:
+            lines.append("    Not tried: a reward alone changes no episode; it takes part only with --trust all.")
+    return "\n".join(lines)
+
+
+def describe_fidelity(found: dict[str, Any]) -> str:
+    """A fidelity score in a sentence."""
+    own, chance, more = found["score"], found["random"]["score"], found["more_than_random"]
+    low, high = found["ci95"] or (None, None)
+    ends = f" [{_score(low)}, {_score(high)}]" if found["ci95"] else ""
+    gap = f" [{more['ci95'][0]:+.3g}, {more['ci95'][1]:+.3g}]" if more["ci95"] else ""
+    return (
+        f"fidelity {_score(own)}{ends}, by chance {_score(chance)}: random actions in the most important "
+        f"{found['share']:.0%} of an episode change its return by {found['change']:.3g} of {found['largest']:.3g}, "
+        f"{more['mean']:+.3g}{gap} more than elsewhere ({found['replays']} replays, explained episodes: "
+        f"{found['episodes']}; {found['steps']:,} steps outside the budget)"
+    )
+
+
+def _score(value: float | None) -> str:
+    return "minus infinity" if value is None else f"{value:+.2f}"
+
+
+def audit_table(audit: dict[str, Any], analyst: str) -> str:
+    """How good an adviser was, as a table in Markdown: its advice, its rules, and random plans at the same states."""
+    header = ["", "helps", "harms", "unclear", "not tried", "mean advantage [95%]", "steps", "steps per helpful one"]
+    parts = {analyst: audit, f"rules of {analyst}": audit["rules"], "random plans there": audit["random_control"]}
+    rows = []
+    for name, part in parts.items():
+        if part is None or not part["advices"]:
+            continue
+        counts = [str(part[key]) for key in ("helps", "harms", "unclear", "untried")]
+        mean = "-"
+        if part["mean_advantage"] is not None:
+            mean = f"{part['mean_advantage']:+.3g}"
+            if part["ci95"] is not None:
+                mean += f" [{part['ci95'][0]:+.3g}, {part['ci95'][1]:+.3g}]"
+        price = f"{part['steps_per_helpful']:,}" if part["steps_per_helpful"] else "-"
+        rows.append([name, *counts, mean, f"{part['verification_steps']:,}", price])
+    text = markdown_table(header, rows) if rows else "No advice was given.\n"
+    if audit.get("fidelity"):
+        text += f"\nOf the critical states of {analyst}: {describe_fidelity(audit['fidelity'])}.\n"
+    if audit["tokens_per_helpful"] is not None:
+        text += f"\n{audit['tokens_per_helpful']:,.0f} tokens, ${audit['cost_per_helpful']:.4f} for each that helps.\n"
+    return text
+
+
+def write_report(runs: Sequence[Run], out: Path) -> Path:
+    """Write `runs.csv`, `runs.json`, `table.md`, `curves.png` and `report.html`.
+
+    Raises:
+        RunDirectoryError: if a run has not finished.
+    """
+    results = [run.read_result() for run in runs]
+    out.mkdir(parents=True, exist_ok=True)
+    write_csv(out / "runs.csv", [row_of(result) for result in results])
+    write_json(out / "runs.json", results)
+    table = comparison(results)
+    write_atomically(out / "table.md", "\n".join([markdown_table(*table), *_audits(results)]).encode())
+    draw_curves(runs, out / "curves.png")
+    write_atomically(out / "report.html", _page(runs, results, table, out / "curves.png").encode())
+    return out
+
+
+def _audits(results: Sequence[dict[str, Any]]) -> list[str]:
+    """The audit of each run that used advice."""
+    return [audit_table(result["audit"], result["analyst"]) for result in results if result.get("audit") is not None]
+
+
+def _page(
+    runs: Sequence[Run], results: Sequence[dict[str, Any]], table: tuple[list[str], list[list[str]]], picture: Path
+) -> str:
+    """One self-contained page: table, curves, critical states."""
+    advice = "\n\n".join(explain(item) for run in runs for item in advice_of(run)) or "This method uses no advice."
+    rules = explain_rules(
+        [rule for run in runs for rule in rules_of(run)], [rule for run in runs for rule in adopted_rules(run)]
+    )
+    advice = f"{advice}\n\n{rules}" if rules else advice
+    usage = "\n".join(f"{label(result)}: {describe_usage(result.get('llm', {}))}" for result in results)
+    return html.page(
+        f"ULTRA: {results[0]['task']}",
+        [
+            html.table(*table),
+            html.image(picture, "Learning curves"),
+            html.heading("Audit of the advice"),
+            html.preformatted("\n".join(_audits(results)) or "This method uses no advice."),
+            html.heading("Critical states and advice"),
+            html.preformatted(advice),
+            html.heading("Language model"),
+            html.preformatted(usage),
+            html.folded("Results as JSON", json.dumps(results, indent=2)),
+        ],
+    )

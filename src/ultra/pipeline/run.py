@@ -1,0 +1,251 @@
+"""The run directory: what was asked for, which stages are done, and where their files lie."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TextIO
+
+from ultra.common.errors import RunDirectoryError
+from ultra.common.files import write_atomically, write_json
+from ultra.common.records import record_from
+from ultra.config import RefineConfig, TrainConfig
+from ultra.simulation.budget import StepBudget
+
+STAGES = ("collect", "identify", "advise", "verify", "finetune")
+"""Stages of one round, in order."""
+
+_IRRELEVANT = (
+    "workers", "llm.budget", "llm.tokens", "llm.price_input", "llm.price_output", "llm.concurrency",
+    "llm.timeout", "llm.attempts", "llm.longest_wait", "llm.ledger", "llm.permits",
+)  # fmt: skip
+"""Settings that may differ when a command is repeated: they do not change the result. The new ones hold."""
+
+_LEFT_OPEN = ("finish",)
+"""Settings that are decided when a run begins where the command leaves them open (None); repeating it keeps them."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the results depend on."""
+    names = ("ultra-refine", "jax", "numpy", "gymnasium", "mujoco", "ale-py")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Settings as one level: `ppo.gamma`, ..."""
+    items = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    result: dict[str, Any] = {}
+    for name, item in items.items():
+        if isinstance(item, Mapping):
+            result |= _flat(item, f"{prefix}{name}.")
+        else:
+            result[f"{prefix}{name}"] = list(item) if isinstance(item, tuple) else item
+    return result
+
+
+def seen_from(run: Path, config: RefineConfig | TrainConfig) -> str:
+    """Where the starting policy lies as seen from a run directory; empty if there is none."""
+    policy = config.policy if isinstance(config, RefineConfig) else ""
+    return os.path.relpath(policy, run) if policy else ""
+
+
+@dataclass
+class Run:
+    """A run directory.
+
+    Attributes:
+        path: where it lies.
+        command: `refine` or `train`.
+        config: what was asked for.
+        done: budget after each finished stage, in the order in which they finished.
+        policy: where the starting policy lies as seen from the run directory, so that both can be moved together.
+    """
+
+    path: Path
+    command: str
+    config: Any
+    done: dict[str, dict[str, int]]
+    policy: str = ""
+
+    @classmethod
+    def open(cls, path: Path, command: str = "refine") -> Run:
+        """Open a run directory that exists.
+
+        Raises:
+            RunDirectoryError: if it is missing, damaged, or of another command.
+        """
+        manifest = path / "run.json"
+        if not manifest.is_file():
+            raise RunDirectoryError(f"{path} is not a run directory (no run.json): start one with `ultra {command}`")
+        try:
+            raw = json.loads(manifest.read_text(encoding="utf-8"))
+            found, done, settings, policy = raw["command"], raw["done"], raw["config"], raw.get("policy", "")
+        except (OSError, ValueError, KeyError) as error:
+            raise RunDirectoryError(f"{manifest} is damaged ({error}): use another --out") from error
+        if found != command:
+            raise RunDirectoryError(f"{path} belongs to `ultra {found}`, not `ultra {command}`: choose another --out")
+        kind = RefineConfig if command == "refine" else TrainConfig
+        return cls(path, command, record_from(kind, settings), done, policy)
+
+    @classmethod
+    def start(cls, path: Path, command: str, config: RefineConfig | TrainConfig) -> Run:
+        """Make a run directory, or continue the one that the same command made.
+
+        Raises:
+            RunDirectoryError: if it belongs to a command with other settings; the first difference is named.
+        """
+        if (path / "run.json").exists():
+            run = cls.open(path, command)
+            run.check(config)
+            open_ends = [name for name in _LEFT_OPEN if getattr(config, name, "") is None]
+            config = replace(config, **{name: getattr(run.config, name) for name in open_ends})
+            run.config, run.policy = config, seen_from(path, config)
+            run._write()
+            return run
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunDirectoryError(f"{path} exists and is not a run directory: choose another --out")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunDirectoryError(f"cannot make {path}: {error.strerror}; choose another --out") from error
+        run = cls(path, command, config, {}, seen_from(path, config))
+        run._write()
+        return run
+
+    def check(self, config: RefineConfig | TrainConfig) -> None:
+        """Check that a configuration asks for what this run does.
+
+        Raises:
+            RunDirectoryError: naming the first difference.
+        """
+        old, new = _flat(self.config), _flat(config)
+        if self.policy and self.policy == seen_from(self.path, config):
+            old["policy"] = new["policy"]
+        for name in new:
+            left_open = name in _LEFT_OPEN and new[name] is None
+            if name not in _IRRELEVANT and not left_open and old.get(name) != new[name]:
+                raise RunDirectoryError(
+                    f"{self.path} belongs to another command: there {name} is {old.get(name)}, here {new[name]}; "
+                    "choose another --out, or repeat that command to continue it"
+                )
+
+    def _write(self) -> None:
+        write_json(
+            self.path / "run.json",
+            {
+                "command": self.command,
+                "config": asdict(self.config),
+                "policy": self.policy,
+                "versions": versions(),
+                "done": self.done,
+            },
+        )
+
+    def finished(self, stage: str) -> bool:
+        """Whether a stage is done."""
+        return stage in self.done
+
+    def complete(self, stage: str, budget: StepBudget) -> None:
+        """Note that a stage is done, with the budget after it."""
+        self.done[stage] = budget.as_dict()
+        self._write()
+
+    def budget(self) -> StepBudget:
+        """The budget after the last finished stage."""
+        if not self.done:
+            return StepBudget(self.config.steps)
+        return StepBudget.from_dict(list(self.done.values())[-1])
+
+    def require(self, stage: str, hint: str) -> None:
+        """Check that a stage is done.
+
+        Raises:
+            RunDirectoryError: naming what to run first.
+        """
+        if not self.finished(stage):
+            raise RunDirectoryError(f"{self.path}: stage {stage!r} is not done yet: run `{hint}` first")
+
+    def round(self, number: int) -> Path:
+        """Folder of one round's files."""
+        path = self.path / f"round-{number}"
+        path.mkdir(exist_ok=True)
+        return path
+
+    @property
+    def identity(self) -> str:
+        """A name of this run that no other has, under which the ledger keeps its requests."""
+        path = self.path / "identity"
+        if not path.is_file():
+            write_atomically(path, secrets.token_hex(8).encode())
+        return path.read_text(encoding="utf-8")
+
+    @property
+    def curve(self) -> Path:
+        """The learning curve as CSV."""
+        return self.path / "curve.csv"
+
+    @property
+    def result(self) -> Path:
+        """What came out."""
+        return self.path / "result.json"
+
+    def read_result(self) -> dict[str, Any]:
+        """The contents of `result.json`.
+
+        Raises:
+            RunDirectoryError: if the run has not finished.
+        """
+        if not self.result.is_file():
+            raise RunDirectoryError(f"{self.path} has no result.json yet: repeat the command that began it")
+        value: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
+        return value
+
+
+CURVE_COLUMNS = ("steps", "return_mean", "return_std", "episodes")
+
+
+class CurveFile:
+    """A learning curve on disk, line by line: total environment steps against recent training returns.
+
+    A line is written as soon as it is known, so that a process that is killed loses none that its
+    last checkpoint counts on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+
+    def add(self, steps: int, mean: float, spread: float, episodes: int) -> None:
+        """Add a line; later ones, of steps that a resumed training takes again, are dropped."""
+        if self._file is None:
+            buffer = io.StringIO()
+            writer = csv.writer(buffer, lineterminator="\n")
+            writer.writerow(CURVE_COLUMNS)
+            kept = [row for row in read_curve(self._path) if row[0] < steps]
+            writer.writerows([int(row[0]), row[1], row[2], int(row[3])] for row in kept)
+            write_atomically(self._path, buffer.getvalue().encode())
+            self._file = self._path.open("a", encoding="utf-8", newline="")
+        csv.writer(self._file, lineterminator="\n").writerow([steps, mean, spread, episodes])
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_curve(path: Path) -> list[list[float]]:
+    """Rows of a learning curve; an empty list if there is none. A last line that is not whole is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
+    return [[float(x) for x in row] for row in csv.reader(line for line in lines if line.endswith("\n"))]

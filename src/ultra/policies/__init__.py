@@ -1,0 +1,1 @@
+"""Policies: networks, normalisation, files of ours and of Stable-Baselines3."""

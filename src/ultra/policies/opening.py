@@ -1,0 +1,34 @@
+"""Policies wherever they come from: our own directories, and zips of Stable-Baselines3."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ultra.common.errors import PolicyError
+from ultra.policies.io import load_policy
+from ultra.policies.sb3 import Imported, import_policy
+
+
+def open_policy(path: str | os.PathLike[str], statistics: str = "", *, trust_pickle: bool = False) -> Imported:
+    """Read a policy that `ultra` or Stable-Baselines3 saved.
+
+    Args:
+        path: a directory of ours, or a zip (its ending may be left out, as in Stable-Baselines3).
+        statistics: the zip's VecNormalize file; by default it is looked for beside the zip.
+        trust_pickle: run the pickle of the statistics if it cannot be read without running it.
+
+    Raises:
+        PolicyError: if there is no policy, or it cannot be read.
+    """
+    place = Path(path)
+    with_ending = place.with_name(f"{place.name}.zip")
+    if not place.exists() and with_ending.is_file():
+        place = with_ending
+    if place.is_file():
+        return import_policy(place, Path(statistics) if statistics else None, trust_pickle=trust_pickle)
+    if statistics:
+        raise PolicyError(f"--vecnormalize {statistics} is for zips of Stable-Baselines3, but {place} is none")
+    if place.suffix == ".zip" and not place.exists():
+        raise PolicyError(f"there is no file {place}: give a zip of Stable-Baselines3, or a directory of ours")
+    return Imported(load_policy(place))

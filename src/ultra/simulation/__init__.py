@@ -1,0 +1,1 @@
+"""Branches in the simulator, their pairs, and the step budget."""
