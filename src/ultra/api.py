@@ -136,7 +136,7 @@ def fidelity(run: PathLike, number: int = 0, reporter: Reporter | None = None) -
         UltraError: if there is nothing to compare changes of the return with.
     """
     refinement = Refinement(Run.open(Path(run)), reporter or Reporter(quiet=True))
-    rounds = range(1, refinement.config.last_round + 1)
+    rounds = range(1, len(refinement.rounds) + 1)
     if not number:
         number = max((n for n in rounds if refinement.run.finished(f"round-{n}/identify")), default=1)
     refinement.run.require(f"round-{number}/identify", f"ultra identify {run}")
@@ -180,7 +180,7 @@ def run_stage(run: PathLike, stage: str, reporter: Reporter | None = None) -> Pa
         RunDirectoryError: if the stage before it is not done.
     """
     refinement = Refinement(Run.open(Path(run)), reporter or Reporter(quiet=True))
-    rounds = refinement.config.last_round
+    rounds = len(refinement.rounds)
     number = next((n for n in range(1, rounds) if not refinement.run.finished(f"round-{n}/{stage}")), rounds)
     refinement.run_stage(stage, number)
     if stage == STAGES[-1] and number == rounds:

@@ -69,38 +69,6 @@ class Case:
         return found
 
 
-SHORTEST_FINISHING = 400
-"""Rules that are to become part of a policy are tried in episodes of so many steps at least: a game that is cut short
-has not been lost yet."""
-
-
-def whole_episodes(case: Case, purpose: str, allowance: int, ending: int, endless: int) -> PairedEvaluator:
-    """Where rules are tried: in whole episodes, undiscounted, acting as in evaluation.
-
-    Args:
-        case: of the round.
-        purpose: of the steps.
-        allowance: most steps.
-        ending: episodes are cut such that so many last as long as the allowance, where some end by themselves,
-            which may come late;
-        endless: and so many where all go on, the sooner alike.
-    """
-    count = ending if case.ends else endless
-    shortest = SHORTEST_FINISHING if case.finishing else case.config.horizon
-    longest = min(case.task.time_limit, max(allowance // count, shortest))
-    return PairedEvaluator(
-        case.batch,
-        case.policy,
-        1.0,
-        longest,
-        case.budget,
-        purpose,
-        allowance,
-        case.rng,
-        sampled=case.task.sampled_evaluation,
-    )
-
-
 class Analyst(Protocol):
     """Reads episodes and gives advice."""
 

@@ -249,12 +249,7 @@ def _stage_verb(stage: str) -> Callable[[list[str]], int]:
 
         folder = api.run_stage(options.run, stage, _reporter(options.quiet))
         if stage in ("advise", "verify"):
-            advice, rules = {
-                "advise": ("advice.jsonl", "rules.jsonl"),
-                "verify": ("verified.jsonl", "verified-rules.jsonl"),
-            }[stage]
-            _print_advice(folder / advice)
-            _print_rules(folder / rules)
+            _print_advice(folder / {"advise": "advice.jsonl", "verify": "verified.jsonl"}[stage])
         if stage == "verify":
             _print_audit(options.run)
         if stage == "finetune" and (options.run / "result.json").is_file():
@@ -273,18 +268,9 @@ def _print_advice(path: Path) -> None:
         print(explain(item), end="\n\n")
 
 
-def _print_rules(path: Path) -> None:
-    from ultra.advice.records import load_rules
-    from ultra.pipeline.reporting import explain_rules
-
-    text = explain_rules(load_rules(path))
-    if text:
-        print(text, end="\n\n")
-
-
 def _print_audit(path: Path) -> None:
     from ultra.pipeline.reporting import audit_table
-    from ultra.pipeline.round_advice import audit_of_run
+    from ultra.pipeline.audit import audit_of_run
     from ultra.pipeline.run import Run
 
     run = Run.open(path)

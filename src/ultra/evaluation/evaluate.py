@@ -38,7 +38,7 @@ def evaluate(
         PolicyError: if the policy was made for other spaces.
     """
     sampled = task.sampled_evaluation if sampled is None else sampled
-    check_fits(policy, task.name, task.observation_size, task.action_space)
+    check_fits(policy, task.name, task.observation_size, task.action_space, task.card.fact_names)
     branches = [Branch(noise_seed=seed, steps=task.time_limit, reset_seed=seed) for seed in seeds]
     batch = task.make_evaluation_batch(min(len(seeds), MOST_TOGETHER), workers or None)
     try:

@@ -9,7 +9,7 @@ import os
 import platform
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,9 +28,6 @@ _IRRELEVANT = (
     "llm.timeout", "llm.attempts", "llm.longest_wait", "llm.ledger", "llm.permits",
 )  # fmt: skip
 """Settings that may differ when a command is repeated: they do not change the result. The new ones hold."""
-
-_LEFT_OPEN = ("finish",)
-"""Settings that are decided when a run begins where the command leaves them open (None); repeating it keeps them."""
 
 
 def versions() -> dict[str, str]:
@@ -105,8 +102,6 @@ class Run:
         if (path / "run.json").exists():
             run = cls.open(path, command)
             run.check(config)
-            open_ends = [name for name in _LEFT_OPEN if getattr(config, name, "") is None]
-            config = replace(config, **{name: getattr(run.config, name) for name in open_ends})
             run.config, run.policy = config, seen_from(path, config)
             run._write()
             return run
@@ -130,8 +125,7 @@ class Run:
         if self.policy and self.policy == seen_from(self.path, config):
             old["policy"] = new["policy"]
         for name in new:
-            left_open = name in _LEFT_OPEN and new[name] is None
-            if name not in _IRRELEVANT and not left_open and old.get(name) != new[name]:
+            if name not in _IRRELEVANT and old.get(name) != new[name]:
                 raise RunDirectoryError(
                     f"{self.path} belongs to another command: there {name} is {old.get(name)}, here {new[name]}; "
                     "choose another --out, or repeat that command to continue it"

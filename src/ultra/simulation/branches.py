@@ -14,7 +14,7 @@ from ultra.common.streams import stream
 from ultra.policies.policy import Decision, Policy
 from ultra.programs.compiled import Controller
 from ultra.programs.executor import Executor
-from ultra.tasks.batch import Batch, Live, Observations, Snapshot, Step
+from ultra.tasks.batch import Batch, Facts, Live, Observations, Snapshot, Step
 from ultra.tasks.spaces import Actions
 
 NOISE_BLOCK = 64
@@ -66,7 +66,7 @@ class Watcher(Protocol):
         step: Step,
         batch: Batch,
     ) -> None:
-        """After a step; `observations` are those on which `decision` was made."""
+        """After a step; `observations` are those on which `decision` was made, programs and controllers included."""
         ...
 
 
@@ -125,10 +125,11 @@ def simulate(
         decision = slots.finish_expired(slots.decide())
         if not slots.busy:
             break
+        decision = slots.controlled(decision)
         if watcher is not None:
             watcher.before(slots.jobs, slots.clocks, batch)
         observations = slots.observations
-        actions = policy.architecture.action_space.clip(slots.controlled(decision.actions))
+        actions = policy.architecture.action_space.clip(decision.actions)
         step = batch.step(actions, slots.live)
         slots.count(step)
         if watcher is not None:
@@ -148,7 +149,10 @@ class _Slots:
         controllers = [branch.controller for branch in branches if branch.controller is not None]
         programs = list(dict.fromkeys(controller.program for controller in controllers))
         self._number = {program: number for number, program in enumerate(programs)}
-        self._executor = Executor(programs, policy.architecture.action_space, size)
+        space = policy.architecture.action_space
+        self._executor = Executor(programs, space, size)
+        self._attached = Executor([policy.controller.program] if policy.controller else [], space, size)
+        self._facts: Facts | None = None
         self._limits = np.array([branch.steps for branch in branches], dtype=np.int64)
         self._waiting = list(range(len(branches)))[::-1]
         self._deterministic = deterministic
@@ -178,12 +182,20 @@ class _Slots:
         noise = self._quiet if self._deterministic else self._noise.at(self.clocks)
         return self._policy.decide(self.observations, noise)
 
-    def controlled(self, actions: Actions) -> Actions:
-        """The policy's actions with what controllers make of them; facts are computed only where there are any."""
-        if not self._executor.active:
-            return actions
-        done, _ = self._executor.act(self._batch.facts(), actions)
-        return done
+    def controlled(self, decision: Decision) -> Decision:
+        """The network's choice with what the policy's own programs, then the branches' controllers, make of it."""
+        self._facts = None
+        actions = decision.actions
+        for executor in (self._attached, self._executor):
+            if executor.active:
+                actions, _ = executor.act(self._seen(), actions)
+        return decision._replace(actions=actions)
+
+    def _seen(self) -> Facts:
+        """The facts of this step, which are computed only where a program needs them."""
+        if self._facts is None:
+            self._facts = self._batch.facts()
+        return self._facts
 
     def count(self, step: Step) -> None:
         """Add the step's rewards to the branches under way."""
@@ -235,8 +247,9 @@ class _Slots:
     def _fill(self, free: NDArray[np.intp]) -> None:
         """Put waiting branches into free slots."""
         self.jobs[free] = -1
-        self._executor.release(free)
-        self._executor.begin(free)
+        for executor in (self._attached, self._executor):
+            executor.release(free)
+            executor.begin(free)
         self.clocks[free], self._values[free], self._rewards[free] = 0, 0.0, 0.0
         resets: list[int] = []
         restores: list[tuple[int, Snapshot]] = []
@@ -245,6 +258,8 @@ class _Slots:
             job = self._waiting.pop()
             branch = self._branches[job]
             self.jobs[slot] = job
+            if self._policy.controller is not None:
+                self._attached.assign(slot, 0)
             if branch.controller is not None:
                 self._executor.assign(slot, self._number[branch.controller.program], branch.controller.settings)
             self._noise.seed(slot, branch.noise_seed)

@@ -165,7 +165,8 @@ def _prepare_policy(study: Study, task: StudyTask, source: Path, out: Path, befo
     statistics = str(source / task.vecnormalize) if task.vecnormalize else ""
     try:
         found = open_policy(place, statistics, trust_pickle=task.trust_pickle)
-        check_fits(found.policy, environment.name, environment.observation_size, environment.action_space)
+        space, facts = environment.action_space, environment.card.fact_names
+        check_fits(found.policy, environment.name, environment.observation_size, space, facts)
     except UltraError as error:
         raise UltraError(f"tasks.{task.name}: {error}") from error
     save_policy(found.policy, copy, {"copied_from": str(place)})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 
 from ultra.advice.records import Entry, Verification
+from ultra.common.streams import stream
 from ultra.config import VerifyConfig
 from ultra.policies.policy import Policy
 from ultra.simulation.budget import StepBudget
@@ -41,7 +41,7 @@ class Recheck:
         horizon: int,
         budget: StepBudget,
         allowance: int,
-        seed: Sequence[int],
+        seed: Sequence[int | str],
     ) -> None:
         self._batch, self._entries, self._config = batch, entries, config
         self._gamma, self._horizon, self._budget = gamma, horizon, budget
@@ -54,7 +54,7 @@ class Recheck:
 
     def run(self, policy: Policy, rows: Sequence[int]) -> list[Verification | None]:
         """What is found of these entries, the first ones first; None where the allowance did not last."""
-        rng = np.random.default_rng([*self._seed, self._done])
+        rng = stream(*self._seed, "recheck", self._done)
         allowance = self._allowance // len(CHECKS)
         bench = PairedEvaluator(self._batch, policy, self._gamma, self._horizon, self._budget, "verify", allowance, rng)
         advice = [(self._entries[row].advice, self._entries[row].snapshot) for row in rows]

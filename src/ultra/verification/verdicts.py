@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ultra.advice.records import Advice, Rule, Verdict, Verification
+from ultra.advice.records import Advice, Verdict, Verification
 from ultra.common.statistics import mean_interval
 from ultra.config import VerifyConfig
 from ultra.simulation.paired import PairedEvaluator, Candidate, Trial
@@ -144,7 +144,7 @@ def _choose_strengths(candidates: Sequence[Candidate], evaluator: PairedEvaluato
     return strengths, spent
 
 
-def audit(advice: Sequence[Advice | Rule]) -> dict[str, Any]:
+def audit(advice: Sequence[Advice]) -> dict[str, Any]:
     """How good an adviser was: verdicts, mean advantage with its interval, steps per helpful advice."""
     return audit_of([item.verification for item in advice])
 
