@@ -269,8 +269,8 @@ def _print_advice(path: Path) -> None:
 
 
 def _print_audit(path: Path) -> None:
-    from ultra.pipeline.reporting import audit_table
     from ultra.pipeline.audit import audit_of_run
+    from ultra.pipeline.reporting import audit_table
     from ultra.pipeline.run import Run
 
     run = Run.open(path)

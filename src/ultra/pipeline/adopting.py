@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-
 from ultra.adoption.distil import distil
 from ultra.adoption.graft import GraftError, graft
 from ultra.analysts.base import Case

@@ -9,7 +9,6 @@ from functools import cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ultra.tasks.plans import Plan
 from ultra.programs.expression import (
     AGENT,
     CLOCKS,
@@ -24,6 +23,7 @@ from ultra.programs.expression import (
     Tape,
 )
 from ultra.programs.records import MAX_INSTRUCTIONS, Assignment, Potential, Program, ProgramError
+from ultra.tasks.plans import Plan
 from ultra.tasks.spaces import ActionSpace, Discrete
 
 MIN_PLAN = 32

@@ -15,7 +15,6 @@ from ultra.policies.policy import Decision, Policy
 from ultra.programs.compiled import Controller
 from ultra.programs.executor import Executor
 from ultra.tasks.batch import Batch, Facts, Live, Observations, Snapshot, Step
-from ultra.tasks.spaces import Actions
 
 NOISE_BLOCK = 64
 

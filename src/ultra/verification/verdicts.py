@@ -18,7 +18,7 @@ from scipy import stats
 from ultra.advice.records import Advice, Verdict, Verification
 from ultra.common.statistics import mean_interval
 from ultra.config import VerifyConfig
-from ultra.simulation.paired import PairedEvaluator, Candidate, Trial
+from ultra.simulation.paired import Candidate, PairedEvaluator, Trial
 
 STRENGTHS = (1.0, 0.5, 0.25)
 """Factors that are tried for a relative plan: the adviser gives the direction, the simulator the size."""

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from ultra.analysts.answers import find_json
 from ultra.analysts.conversation import Conversation, NoAnswer, Question
 from ultra.analysts.llm.models import INSTALL, ModelName
 from ultra.analysts.llm.prices import price
-from ultra.analysts.schema import find_json
 from ultra.common.errors import LanguageModelError, UltraError
 from ultra.common.ledger import Ledger
 from ultra.config import LLMConfig
@@ -57,12 +57,15 @@ def check(text: str, options: LLMConfig) -> Iterator[str]:
     except NoAnswer as silence:
         raise LanguageModelError(f"llm:{name} was reached, but {silence}: try another --output-mode") from None
     try:
-        good = find_json(answer).get("sum") == 42
+        total = find_json(answer, ["sum"]).value["sum"]
+        good = isinstance(total, int | float)
     except UltraError:
-        good = False
+        total, good = None, False
     yield f"model         {name} answered in {elapsed:.1f} s"
     works = "works" if good else f"does not work: the answer was {answer[:80]!r}; try --output-mode tool or prompted"
     yield f"output mode   {config.output_mode} {works}"
+    if good and total != 42:
+        yield f"model         weak: its sum is {total}, not 42; expect little of its advice"
     yield f"tokens        {usage[0]} in, {usage[1]} out" + ("" if any(usage) else " (the server does not count them)")
     if cost is None:
         yield "price         not known: give --llm.price-input and --llm.price-output, or rely on --llm-tokens"
