@@ -10,7 +10,7 @@ from ultra.advice.records import Entry, Verification
 from ultra.config import VerifyConfig
 from ultra.policies.policy import Policy
 from ultra.simulation.budget import StepBudget
-from ultra.simulation.paired import PairedEvaluator, Candidate
+from ultra.simulation.paired import Candidate, PairedEvaluator
 from ultra.tasks.batch import Batch
 from ultra.verification.verdicts import verify
 
