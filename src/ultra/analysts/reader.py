@@ -93,7 +93,9 @@ class ReadingAnalyst:
     def _ask_all(self, case: Case, jobs: Sequence[Job]) -> list[Exchange]:
         done = 0
 
-        async def one(correspondent: Correspondent, question: Question | Conversation, read: Callable[[str], Parsed]) -> Exchange:
+        async def one(
+            correspondent: Correspondent, question: Question | Conversation, read: Callable[[str], Parsed]
+        ) -> Exchange:
             nonlocal done
             exchange = await ask(correspondent, question, read)
             done += 1

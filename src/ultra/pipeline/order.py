@@ -78,7 +78,9 @@ def from_probe(curve: Path, steps: int) -> Decision:
     """The decision from the curve of the probing training."""
     if rises([row for row in read_curve(curve) if row[0] <= steps]):
         return Decision("last", f"the return rose in {steps:,} steps of training, which goes on first", True, steps)
-    return Decision("first", f"the return did not rise in {steps:,} steps of training: programs come first", True, steps)
+    return Decision(
+        "first", f"the return did not rise in {steps:,} steps of training: programs come first", True, steps
+    )
 
 
 def from_episodes(ends_early: bool) -> Decision:

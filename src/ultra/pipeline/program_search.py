@@ -299,7 +299,9 @@ def read_verified(folder: Path) -> list[Verified]:
 def read_potentials(folder: Path) -> list[Potential]:
     """The potentials of a round; an empty list if there are none."""
     path = folder / POTENTIALS
-    return [Potential.from_json(item) for item in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
+    return (
+        [Potential.from_json(item) for item in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
+    )
 
 
 def carried(turns: Sequence[dict[str, Any]]) -> list[Proposal]:

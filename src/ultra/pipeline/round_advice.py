@@ -36,6 +36,7 @@ from ultra.verification.verdicts import FIRST_LOOK, audit, verify
 FIDELITY = "fidelity.json"
 """In a round's folder: how well its critical states explain its episodes."""
 
+
 class RoundAdvice:
     """What analysts said in a round, with the policy, episodes and environments of the round.
 
@@ -143,7 +144,9 @@ class RoundAdvice:
             batch = self.case.task.make_batch(2 * FIRST_LOOK, config.workers or None)
             stack.callback(batch.close)
             gamma, horizon = config.ppo.gamma, config.analyse.horizon
-            recheck = Recheck(batch, book.entries, config.verify, gamma, horizon, self.case.budget, reserved, (config.seed, number))
+            recheck = Recheck(
+                batch, book.entries, config.verify, gamma, horizon, self.case.budget, reserved, (config.seed, number)
+            )
         used = sum(trusted(item, config.guidance.trust) for item in advice)
         say(f"guide     {used} of {len(book)} pieces of advice, matching radius {radius:.2f} in standardised facts")
         guidance = UltraGuidance(

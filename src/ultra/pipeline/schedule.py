@@ -110,4 +110,3 @@ def describe(rounds: tuple[Round, ...], config: RefineConfig) -> list[str]:
         if parts:
             lines.append(f"round {item.number} of {len(rounds)}, at most: {', '.join(parts)}")
     return lines
-

@@ -119,7 +119,9 @@ def _read_policy(path: Path) -> Policy:
 
     header = json.loads((path / "policy.json").read_text(encoding="utf-8"))
     if header["format"] not in (FORMAT, EXTENDED_FORMAT, PROGRAM_FORMAT):
-        raise PolicyError(f"{path}: policy format {header['format']!r} is not one of 1 to {PROGRAM_FORMAT}: update ultra")
+        raise PolicyError(
+            f"{path}: policy format {header['format']!r} is not one of 1 to {PROGRAM_FORMAT}: update ultra"
+        )
     size, hidden = index(header["observation_size"]), tuple(map(index, header["hidden"]))
     image = tuple(map(index, header["image"])) if "image" in header else None
     if image is not None and len(image) != 3:

@@ -352,4 +352,6 @@ def check_fits(
     if policy.attached is not None and facts is not None and policy.attached.facts != facts:
         missing = [fact for fact in policy.attached.facts if fact not in facts]
         what = f"the facts {', '.join(missing)}" if missing else f"other facts than {', '.join(facts)}"
-        raise PolicyError(f"the policy's programs read {what}, which {name} does not give: was it made for another card?")
+        raise PolicyError(
+            f"the policy's programs read {what}, which {name} does not give: was it made for another card?"
+        )

@@ -162,13 +162,13 @@ def _names(
     return names
 
 
-def _effects(
-    rule: Assignment, where: str, reader: Reader, actions: Sequence[str], space: ActionSpace
-) -> list[Effect]:
+def _effects(rule: Assignment, where: str, reader: Reader, actions: Sequence[str], space: ActionSpace) -> list[Effect]:
     when = reader.condition(rule.when, f"{where}.when")
     if isinstance(space, Discrete):
         if rule.set or rule.add:
-            raise ProgramError(f"{where} sets numbers, but actions are discrete: give `action`, one of {_some(actions)}")
+            raise ProgramError(
+                f"{where} sets numbers, but actions are discrete: give `action`, one of {_some(actions)}"
+            )
         choices = _choices(rule.action, where, actions, space)
         return [Effect(when, part, reader.tape.number(float(choice))) for part, choice in choices]
     if rule.action:

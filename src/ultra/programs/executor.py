@@ -136,7 +136,8 @@ class Executor:
     def _agent(self, compiled: Compiled, actions: Actions) -> NDArray[Any]:
         """What programs may read of the agent's own actions."""
         if isinstance(self._space, Continuous) or not compiled.reads(AGENT):
-            return actions if actions.ndim == 2 else actions[:, None]
+            columns: NDArray[Any] = actions if actions.ndim == 2 else actions[:, None]
+            return columns
         return (actions[:, None] == np.arange(self._space.n)).astype(np.float64)
 
     def _advanced(self, compiled: Compiled, rows: slice | NDArray[np.intp], frame: Frame) -> Frame:
@@ -178,10 +179,7 @@ class Executor:
 
     def state(self) -> dict[str, Any]:
         """Plain JSON values, for a checkpoint."""
-        arrays = {name: getattr(self, f"_{name}") for name in _STATE}
-        plain = {name: None if array is None else array.tolist() for name, array in arrays.items()}
-        # Plans shorter than others end in no numbers, which JSON does not have.
-        plain["settings"] = [[None if value != value else value for value in row] for row in plain["settings"]]
+        plain = {name: _plain(getattr(self, f"_{name}")) for name in _STATE}
         return plain
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -196,3 +194,10 @@ class Executor:
 
 
 _STATE = ("which", "settings", "clocks", "memory", "fresh", "episode", "previous", "start")
+
+
+def _plain(array: NDArray[Any] | None) -> Any:
+    """Nested lists; plans shorter than others end in no numbers (NaN), which JSON does not have."""
+    if array is None or array.dtype != np.float64 or not np.isnan(array).any():
+        return None if array is None else array.tolist()
+    return np.where(np.isnan(array), None, array).tolist()

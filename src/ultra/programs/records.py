@@ -223,7 +223,9 @@ def _mapping(value: Any, what: str, known: set[str] | None = None) -> Mapping[st
         raise ProgramError(f"{what} is {_show(value)}, not an object")
     unknown = sorted(set(value) - known) if known else []
     if unknown:
-        raise ProgramError(f"{what} has an unknown part {_show(unknown[0])}: known are {', '.join(sorted(known or ()))}")
+        raise ProgramError(
+            f"{what} has an unknown part {_show(unknown[0])}: known are {', '.join(sorted(known or ()))}"
+        )
     return value
 
 
@@ -254,7 +256,9 @@ def _number(value: Any, what: str) -> float:
 
 def _parameter(name: str, value: Any) -> Parameter:
     fields = _mapping(value, f"parameters.{name}", {"value", "low", "high"})
-    return Parameter(name, *(_number(fields.get(part), f"parameters.{name}.{part}") for part in ("value", "low", "high")))
+    return Parameter(
+        name, *(_number(fields.get(part), f"parameters.{name}.{part}") for part in ("value", "low", "high"))
+    )
 
 
 def _register(name: str, value: Any) -> Register:

@@ -77,7 +77,7 @@ class Entrant:
 
     def program_at(self, point: NDArray[np.float64]) -> Program:
         """The program with the settings at a point of [0, 1]^n."""
-        return self.proposal.program.with_values(self._low + self._range * point)
+        return self.proposal.program.with_values((self._low + self._range * point).tolist())
 
     def generation(self, count: int) -> list[NDArray[np.float64]]:
         """Points to be played next; the first one ever is the proposal as it was given."""
@@ -131,9 +131,7 @@ CompilePrograms = Callable[[Sequence[Program]], Compiled]
 
 def enter(proposals: Sequence[Proposal], compile_all: CompilePrograms, rng: np.random.Generator) -> list[Entrant]:
     """Entrants of a race; each optimiser draws from a generator of its own."""
-    return [
-        Entrant(proposal, compile_all([proposal.program]), int(rng.integers(2**31))) for proposal in proposals
-    ]
+    return [Entrant(proposal, compile_all([proposal.program]), int(rng.integers(2**31))) for proposal in proposals]
 
 
 def renamed(program: Program, name: str) -> Program:

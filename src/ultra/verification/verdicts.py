@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ultra.advice.records import Tried, Verdict, Verification
+from ultra.advice.records import Advice, Verdict, Verification
 from ultra.common.statistics import mean_interval, sign_flip_p_value
 from ultra.config import VerifyConfig
 from ultra.simulation.paired import Candidate, PairedEvaluator, Trial
@@ -192,7 +192,7 @@ def _choose_strengths(tests: Sequence[_Sequential], evaluator: PairedEvaluator) 
         test.steps += sum(paired.steps for paired in tried)
 
 
-def audit(advice: Sequence[Tried]) -> dict[str, Any]:
+def audit(advice: Sequence[Advice]) -> dict[str, Any]:
     """How good an analyst's suggestions were: verdicts, mean advantage with its interval, steps per helpful one."""
     return audit_of([item.verification for item in advice])
 
