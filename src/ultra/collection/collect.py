@@ -13,6 +13,7 @@ from ultra.policies.policy import Decision, Policy
 from ultra.programs.compiled import Controller
 from ultra.simulation.branches import Branch, simulate
 from ultra.tasks.batch import Batch, Observations, Snapshot, Step
+from ultra.tasks.spaces import Actions
 from ultra.tasks.task import Task
 
 
@@ -43,6 +44,7 @@ class _Recorder:
         jobs: NDArray[np.int64],
         observations: Observations,
         decision: Decision,
+        done: Actions,
         step: Step,
         batch: Batch,
     ) -> None:
@@ -52,7 +54,7 @@ class _Recorder:
             rows = self.rows[jobs[slot]]
             rows["observations"].append(observations[slot])
             rows["facts"].append(self._facts[slot])
-            rows["actions"].append(decision.actions[slot])
+            rows["actions"].append(done[slot])
             rows["rewards"].append(step.rewards[slot])
             rows["values"].append(decision.values[slot] * self._scale)
             rows["log_probs"].append(decision.log_probs[slot])

@@ -179,8 +179,7 @@ class Executor:
 
     def state(self) -> dict[str, Any]:
         """Plain JSON values, for a checkpoint."""
-        plain = {name: _plain(getattr(self, f"_{name}")) for name in _STATE}
-        return plain
+        return {name: _plain(getattr(self, f"_{name}")) for name in _STATE}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Inverse of `state`."""

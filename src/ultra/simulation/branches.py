@@ -15,6 +15,7 @@ from ultra.policies.policy import Decision, Policy
 from ultra.programs.compiled import Controller
 from ultra.programs.executor import Executor
 from ultra.tasks.batch import Batch, Facts, Live, Observations, Snapshot, Step
+from ultra.tasks.spaces import Actions
 
 NOISE_BLOCK = 64
 
@@ -62,10 +63,20 @@ class Watcher(Protocol):
         jobs: NDArray[np.int64],
         observations: Observations,
         decision: Decision,
+        done: Actions,
         step: Step,
         batch: Batch,
     ) -> None:
-        """After a step; `observations` are those on which `decision` was made, programs and controllers included."""
+        """After a step.
+
+        Args:
+            jobs: the branch in each slot.
+            observations: on which the network made its `decision`.
+            decision: the network's own.
+            done: (n,) or (n, dim), what programs and controllers made of its actions, not yet clipped.
+            step: what came of it.
+            batch: in its present state.
+        """
         ...
 
 
@@ -124,15 +135,14 @@ def simulate(
         decision = slots.finish_expired(slots.decide())
         if not slots.busy:
             break
-        decision = slots.controlled(decision)
         if watcher is not None:
             watcher.before(slots.jobs, slots.clocks, batch)
         observations = slots.observations
-        actions = policy.architecture.action_space.clip(decision.actions)
-        step = batch.step(actions, slots.live)
+        done = slots.controlled(decision.actions)
+        step = batch.step(policy.architecture.action_space.clip(done), slots.live)
         slots.count(step)
         if watcher is not None:
-            watcher.after(slots.jobs, observations, decision, step, batch)
+            watcher.after(slots.jobs, observations, decision, done, step, batch)
         slots.finish_done(step)
     return [outcome for outcome in slots.outcomes if outcome is not None]
 
@@ -181,14 +191,13 @@ class _Slots:
         noise = self._quiet if self._deterministic else self._noise.at(self.clocks)
         return self._policy.decide(self.observations, noise)
 
-    def controlled(self, decision: Decision) -> Decision:
-        """The network's choice with what the policy's own programs, then the branches' controllers, make of it."""
+    def controlled(self, actions: Actions) -> Actions:
+        """The network's actions with what the policy's own programs, then the branches' controllers, make of them."""
         self._facts = None
-        actions = decision.actions
         for executor in (self._attached, self._executor):
             if executor.active:
                 actions, _ = executor.act(self._seen(), actions)
-        return decision._replace(actions=actions)
+        return actions
 
     def _seen(self) -> Facts:
         """The facts of this step, which are computed only where a program needs them."""
