@@ -170,7 +170,7 @@ def test_branches_with_the_same_seed_are_the_same(hopper: Task, hopper_policy: P
 def test_no_change_is_no_plan(hopper: Task, hopper_policy: Policy) -> None:
     nothing = Plan((Segment((0.0, 0.0, 0.0), 9),), relative=True)
     branches = [Branch(k, 30, reset_seed=k) for k in range(4)]
-    changed = [replace(branch, plan=nothing) for branch in branches]
+    changed = [replace(branch, controller=led(nothing, hopper.action_space)) for branch in branches]
     outcomes = simulate(hopper.make_batch(8, 1), hopper_policy, branches + changed, GAMMA)
     assert outcomes[:4] == outcomes[4:]
 
