@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from tests.policies import same
 
 import ultra
-from ultra.advice.expression import Expression, parse
-from ultra.advice.records import Advice, AdviceBook, CriticalState, Entry, Rule, Verdict, Verification, calibrate
+from ultra.advice.records import Advice, AdviceBook, CriticalState, Entry, Verdict, Verification, calibrate
 from ultra.analysts.random import random_plan
 from ultra.collection.collect import collect
 from ultra.config import GuidanceConfig, PPOConfig
@@ -87,7 +86,6 @@ def guidance_of(
     method: str = "ultra-ra",
     seed: int = 0,
     environments: int = SIZE,
-    rules: list[tuple[Rule, Expression]] | None = None,
     recheck: Recheck | None = None,
     **settings: Any,
 ) -> UltraGuidance:
@@ -99,7 +97,6 @@ def guidance_of(
         on_actions=method in ("ultra-a", "ultra-ra"),
         on_rewards=method in ("ultra-r", "ultra-ra"),
         rng=np.random.default_rng(seed),
-        rules=rules or (),
         recheck=recheck,
     )
     guidance.progress(0.0, NOBODY)
@@ -418,73 +415,6 @@ def test_guidance_goes_on_from_its_state() -> None:
     other.load_state(json.loads(json.dumps(one.state())))
     for facts, own in steps[20:]:
         assert go(one, facts, own) == go(other, facts, own)
-
-
-# Rules
-
-
-def rule_of(
-    guard: str, plan: Plan | None, *, verdict: Verdict | None = "helps", advantage: float = 1.0, reward: float = 0.5
-) -> Rule:
-    found = Verification(advantage, 0.0, 0.0, 8, 1.0, verdict, 0) if verdict else None
-    return Rule(guard, plan, reward, "", "test", found, together=found if verdict == "helps" else None)
-
-
-def rules_of(*rules: Rule) -> list[tuple[Rule, Expression]]:
-    return [(rule, parse(rule.guard, ("x", "other"))) for rule in rules]
-
-
-def test_a_rule_is_executed_wherever_its_guard_holds() -> None:
-    """Points of the table come first; a plan that is under way goes on when the guard holds no more."""
-    book = book_of(some_entry(5, Plan((Segment(0),)), [1]))
-    guidance = guidance_of(book, BUTTONS, rules=rules_of(rule_of("x > 3", PRESS)))
-    own = np.array([1, 1, 1, 1])
-    steps = [at(2, 4, 5, 9), at(2, 2, 5, 2), at(2, 2, 2, 2)]
-    wanted = [[1, 2, 0, 2], [1, 2, 0, 2], [1, 0, 1, 0]]
-    for facts, actions in zip(steps, wanted, strict=True):
-        executed, replaced = act(guidance, facts, own)
-        assert executed.tolist() == actions
-        assert replaced.tolist() == [action != 1 for action in actions]
-        guidance.reward(facts, executed, np.zeros(4))
-
-
-@pytest.mark.parametrize("verdict", ["unclear", "harms", None])
-def test_only_rules_that_help_are_executed(verdict: Verdict | None) -> None:
-    rules = rules_of(rule_of("x > 3", PRESS, verdict=verdict))
-    own = np.array([1, 1, 1, 1])
-    assert not act(guidance_of(book_of(), BUTTONS, rules=rules), at(9, 9, 9, 9), own)[1].any()
-    assert act(guidance_of(book_of(), BUTTONS, rules=rules, trust="all"), at(9, 9, 9, 9), own)[1].all()
-
-
-def test_following_a_rule_earns_its_reward() -> None:
-    """Whether it was executed or the policy did the same by itself."""
-    rules = rules_of(rule_of("x > 3", Plan((Segment(2, 2),)), reward=0.5))
-    for method in ("ultra-ra", "ultra-r"):
-        guidance = guidance_of(book_of(), BUTTONS, method=method, rules=rules, lam=LAMBDA)
-        executed, replaced = act(guidance, at(1, 9, 9, 9), np.array([2, 2, 1, 2]))
-        assert replaced.any() == (method == "ultra-ra")
-        gained = guidance.reward(at(1, 9, 9, 9), executed, np.zeros(4))
-        third = 0.0 if method == "ultra-r" else LAMBDA * 0.5 / 2
-        assert gained == pytest.approx([0, LAMBDA * 0.5 / 2, third, LAMBDA * 0.5 / 2])
-
-
-def test_a_reward_alone_cannot_be_tried_and_counts_only_if_everything_is_trusted() -> None:
-    rules = rules_of(rule_of("x > 3", None, verdict=None, reward=-0.5))
-    own = np.array([1, 1, 1, 1])
-    for trust, prize in (("helps", 0.0), ("all", -0.5)):
-        guidance = guidance_of(book_of(), BUTTONS, rules=rules, trust=trust)
-        assert not act(guidance, at(1, 9, 9, 1), own)[1].any()
-        assert guidance.reward(at(1, 9, 9, 1), own, np.ones(4)).tolist() == [1, 1 + prize, 1 + prize, 1]
-
-
-def test_a_rule_sees_the_step_before_of_its_own_episode() -> None:
-    guidance = guidance_of(book_of(), BUTTONS, rules=rules_of(rule_of("x > prev(x)", Plan((Segment(2),)))))
-    own = np.array([1, 1, 1, 1])
-    assert act(guidance, at(1, 1, 1, 1), own)[0].tolist() == [1, 1, 1, 1]
-    guidance.reward(at(1, 1, 1, 1), own, np.zeros(4))
-    guidance.start([3])
-    executed, _ = act(guidance, at(2, 1, 0, 7), own)
-    assert executed.tolist() == [2, 1, 1, 1]
 
 
 # Trying again
