@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ultra.advice.records import RULES, Advice, CriticalState, save_rules
+from ultra.advice.records import Advice, CriticalState
 from ultra.analysts.base import Case
 from ultra.analysts.random import random_plan
-from ultra.analysts.rules.search import search_rules
 from ultra.collection.describe import largest_facts
 from ultra.collection.trajectories import Trajectory
 from ultra.simulation.paired import PairedEvaluator, Candidate, Trial
@@ -74,22 +73,17 @@ class SearchAnalyst:
     def __init__(self, adverse: bool = False) -> None:
         self.name = "worst" if adverse else "search"
         self._sign = -1.0 if adverse else 1.0
-        self._rules = 2 if adverse else 1
 
     def identify(self, case: Case) -> list[CriticalState]:
         """Screen candidate states: where do random plans change the outcome most?
 
         Candidates are drawn in proportion to disappointment. In each round every remaining state
-        tries fresh random plans; the half that they improve less drops out. Where only rules are wanted,
-        nothing is tried: the states are those that disappointed most.
+        tries fresh random plans; the half that they improve less drops out.
         """
         case = _nearer(case)
         candidates = self._candidates(case)
-        if case.config.rules == 1:
-            worst = [replace(state, importance=1.0) for state in candidates[: case.config.states]]
-            return [replace(state, explanation=self._explain_state(case, state, [])) for state in worst]
         snapshots = [case.snapshot(state) for state in candidates]
-        bench = self._bench(case, IDENTIFY_SHARE * (1 - case.config.rules) * case.allowance)
+        bench = self._bench(case, IDENTIFY_SHARE * case.allowance)
         effects: list[list[float]] = [[] for _ in candidates]
         alive = list(range(len(candidates)))
         rounds = max(1, math.ceil(math.log2(max(2, len(alive) / case.config.states))))
@@ -130,19 +124,11 @@ class SearchAnalyst:
         ]
 
     def advise(self, case: Case, states: Sequence[CriticalState]) -> list[Advice]:
-        """Compare plans at the states; then rules, if they are asked for, which go into the round's `rules.jsonl`."""
-        share = case.config.rules
-        advice = self._advise_points(_nearer(case), states) if share < 1 else []
-        if share > 0:
-            rules = search_rules(case, int(share * case.allowance), self._sign, self.name, self._rules)
-            save_rules(rules, case.folder / RULES)
-        return advice
-
-    def _advise_points(self, case: Case, states: Sequence[CriticalState]) -> list[Advice]:
         """Compare random plans at all states by sequential halving, an equal budget in each round."""
+        case = _nearer(case)
         space, config = case.task.action_space, case.config
         snapshots = [case.snapshot(state) for state in states]
-        bench = self._bench(case, (1 - IDENTIFY_SHARE) * (1 - config.rules) * case.allowance)
+        bench = self._bench(case, (1 - IDENTIFY_SHARE) * case.allowance)
         rounds = max(1, math.ceil(math.log2(config.candidates)))
         share = bench.left // rounds
         # One round must afford one pair for every plan; the runs without a plan are shared.

@@ -131,9 +131,7 @@ CompilePrograms = Callable[[Sequence[Program]], Compiled]
 
 def enter(proposals: Sequence[Proposal], compile_all: CompilePrograms, rng: np.random.Generator) -> list[Entrant]:
     """Entrants of a race; each optimiser draws from a generator of its own."""
-    return [
-        Entrant(proposal, compile_all([proposal.program]), int(rng.integers(2**31))) for proposal in proposals
-    ]
+    return [Entrant(proposal, compile_all([proposal.program]), int(rng.integers(2**31))) for proposal in proposals]
 
 
 def renamed(program: Program, name: str) -> Program:

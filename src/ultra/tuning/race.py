@@ -176,9 +176,7 @@ class _Race:
             return [], np.zeros(0)
         candidates: list[tuple[Program, ...]] = [(program,) for e in ranked[: CUTS[0]] for program in e.finalists]
         leader = ranked[0].best or ranked[0].centre
-        candidates += [
-            (leader, other.best or other.centre) for other in ranked[1 : 1 + CUTS[0]] if other.gain > 0
-        ]
+        candidates += [(leader, other.best or other.centre) for other in ranked[1 : 1 + CUTS[0]] if other.gain > 0]
         candidates = list(dict.fromkeys(candidates))
         left = min(self._allowance - self._spent, self._evaluator.left)
         least, most = FINAL_EPISODES
