@@ -16,13 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.advice.records import Advice, CriticalState
-from ultra.analysts.base import Case, Proposals
+from ultra.analysts.base import Case
 from ultra.analysts.random import random_plan
-from ultra.analysts.structures import search_proposals
-from ultra.analysts.turns import TurnReport
 from ultra.collection.describe import largest_facts
 from ultra.collection.trajectories import Trajectory
-from ultra.simulation.paired import Candidate, PairedEvaluator, Trial
+from ultra.simulation.paired import PairedEvaluator, Candidate, Trial
 from ultra.tasks.batch import Snapshot
 from ultra.tasks.plans import Plan
 
@@ -32,8 +30,6 @@ SCREENED = 4
 """Candidate states for each critical state that is wanted."""
 SPACING = 4
 """Candidates of one episode lie at least so many steps apart."""
-PROPOSED = 16
-"""Programs for the whole policy that are proposed."""
 LOOK_AHEAD = 24
 """Steps over which a fall of the critic's estimate makes a state a likely candidate."""
 
@@ -128,15 +124,8 @@ class SearchAnalyst:
         ]
 
     def advise(self, case: Case, states: Sequence[CriticalState]) -> list[Advice]:
-        """Compare random plans at all states by sequential halving."""
-        return self._advise_points(_nearer(case), states)
-
-    def propose(self, case: Case, states: Sequence[CriticalState], report: TurnReport | None) -> Proposals:
-        """Structures that follow from the card, once: the race tunes their numbers."""
-        return Proposals(tuple(search_proposals(case, PROPOSED)) if report is None else ())
-
-    def _advise_points(self, case: Case, states: Sequence[CriticalState]) -> list[Advice]:
         """Compare random plans at all states by sequential halving, an equal budget in each round."""
+        case = _nearer(case)
         space, config = case.task.action_space, case.config
         snapshots = [case.snapshot(state) for state in states]
         bench = self._bench(case, (1 - IDENTIFY_SHARE) * case.allowance)
