@@ -157,6 +157,29 @@ def read_advice(text: str, task: Task, states: Sequence[CriticalState], source: 
     return _read(text, {"advice": advice}, mark="t")
 
 
+def check_program(value: Any, task: Task) -> Program:
+    """A program in the contract's form, compiled against a task.
+
+    Raises:
+        UltraError: naming the place, the value and what would be right.
+    """
+    found = Program.from_json(value)
+    names = [action.name for action in task.card.actions]
+    compile_programs([found], task.card.fact_names, names, task.action_space)
+    return found
+
+
+def check_potential(value: Any, task: Task) -> Potential:
+    """A potential in the contract's form, compiled against a task.
+
+    Raises:
+        UltraError: naming the place, the value and what would be right.
+    """
+    found = Potential.from_json(value)
+    compile_potential(found, task.card.fact_names)
+    return found
+
+
 def read_programs(text: str, task: Task, source: str, turn: int) -> Parsed:
     """Programs (as proposals) and potentials, each compiled against the task.
 
@@ -166,7 +189,6 @@ def read_programs(text: str, task: Task, source: str, turn: int) -> Parsed:
         source: who proposes them.
         turn: of the conversation, from 1.
     """
-    facts, actions = task.card.fact_names, [action.name for action in task.card.actions]
     names: set[str] = set()
 
     def unique(name: str) -> None:
@@ -175,14 +197,12 @@ def read_programs(text: str, task: Task, source: str, turn: int) -> Parsed:
         names.add(name)
 
     def program(item: _Item) -> Proposal:
-        found = Program.from_json(_with_numbers(item))
-        compile_programs([found], facts, actions, task.action_space)
+        found = check_program(_with_numbers(item), task)
         unique(found.name)
         return Proposal(found, source, turn)
 
     def potential(item: _Item) -> Potential:
-        found = Potential.from_json(item.fields)
-        compile_potential(found, facts)
+        found = check_potential(item.fields, task)
         unique(found.name)
         return found
 

@@ -101,6 +101,22 @@ class EvaluateArguments:
 
 
 @dataclass(frozen=True)
+class ProgramsCheckArguments:
+    """Say for every program and potential of a file whether it fits a task, and if not, what is wrong and where.
+
+    Example: ultra programs check controller.json --task Swimmer-v5
+    """
+
+    file: Positional[Path]
+    """File in the form of docs/programs.md."""
+    task: str
+    """A known task (`ultra tasks`) or a Gymnasium id."""
+    json: bool = False
+    """Print one JSON object for each."""
+    env: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+
+
+@dataclass(frozen=True)
 class ExportArguments:
     """Write a policy as a zip of Stable-Baselines3 2.x, with VecNormalize statistics where it has any.
 

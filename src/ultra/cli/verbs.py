@@ -16,6 +16,7 @@ from ultra.cli.arguments import (
     LedgerArguments,
     LedgerExportArguments,
     LedgerImportArguments,
+    ProgramsCheckArguments,
     WhyMissArguments,
 )
 from ultra.common.errors import UltraError
@@ -196,6 +197,21 @@ def _export(options: ExportArguments) -> int:
     return 0
 
 
+def _check_programs(options: ProgramsCheckArguments) -> int:
+    from ultra.analysts.programs_file import ProgramsFile
+    from ultra.tasks import get_task
+
+    file = ProgramsFile(options.file)
+    checked = file.check(get_task(options.task, **options.env.options()))
+    for item in checked:
+        if options.json:
+            print(json.dumps({"where": item.where, "name": item.name, "ok": not item.problem, "problem": item.problem}))
+        else:
+            name = f" {item.name}" if item.name.isprintable() else ""
+            print(f"{item.where}{name[:80]}: {item.problem or 'ok'}")
+    return 2 if any(item.problem for item in checked) else 0
+
+
 Group = dict[str, tuple[type[Any], Callable[[Any], int]]]
 
 GROUPS: dict[str, Group] = {
@@ -207,6 +223,7 @@ GROUPS: dict[str, Group] = {
         "import": (LedgerImportArguments, _import),
         "why-miss": (WhyMissArguments, _why_miss),
     },
+    "programs": {"check": (ProgramsCheckArguments, _check_programs)},
 }
 """Verbs that have verbs of their own: what each takes and does."""
 
