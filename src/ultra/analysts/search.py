@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.advice.records import Advice, CriticalState
-from ultra.analysts.base import Case
+from ultra.analysts.base import Case, Proposals
 from ultra.analysts.random import random_plan
+from ultra.analysts.structures import search_proposals
+from ultra.analysts.turns import TurnReport
 from ultra.collection.describe import largest_facts
 from ultra.collection.trajectories import Trajectory
 from ultra.simulation.paired import PairedEvaluator, Candidate, Trial
@@ -30,6 +32,8 @@ SCREENED = 4
 """Candidate states for each critical state that is wanted."""
 SPACING = 4
 """Candidates of one episode lie at least so many steps apart."""
+PROPOSED = 16
+"""Programs for the whole policy that are proposed."""
 LOOK_AHEAD = 24
 """Steps over which a fall of the critic's estimate makes a state a likely candidate."""
 
@@ -145,6 +149,11 @@ class SearchAnalyst:
         best = [max((a for a in arms if a.place == place), key=lambda a: a.mean) for place in range(places)]
         largest = max((abs(arm.mean) for arm in best), default=0.0) or 1.0
         return [self._advice(case, states[arm.place], arm, largest) for arm in best if arm.mean > 0]
+
+    def propose(self, case: Case, states: Sequence[CriticalState], report: TurnReport | None) -> Proposals:
+        """Structures that follow from the card, once: the race tunes their numbers. The adversary proposes none."""
+        wanted = report is None and self._sign > 0
+        return Proposals(tuple(search_proposals(case, PROPOSED)) if wanted else ())
 
     def _compare(
         self, arms: list[_Arm], places: int, snapshots: list[Snapshot], bench: PairedEvaluator, share: int, horizon: int

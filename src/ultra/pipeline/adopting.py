@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ultra.adoption.distil import distil
 from ultra.adoption.graft import GraftError, graft
 from ultra.analysts.base import Case
@@ -89,7 +91,9 @@ def adopt(
         attempts.append("graft: the policy has programs already, on top of which these were tried")
     elif wanted in ("auto", "graft"):
         try:
-            policy = graft(controller, case.policy, *visited(case.episodes), task.card.fact_names)
+            observations, facts = visited(case.episodes)
+            number = np.repeat(np.arange(len(case.episodes)), [len(episode.observations) for episode in case.episodes])
+            policy = graft(case.policy, controller, task.card.fact_names, observations, facts, number)
             say(f"adopt     {names}: now part of the network, exactly (graft)")
             return Adopted(policy, "graft", best)
         except GraftError as error:

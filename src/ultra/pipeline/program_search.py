@@ -21,6 +21,7 @@ from ultra.common.statistics import mean_interval
 from ultra.common.streams import stream
 from ultra.config import ProgramsConfig, VerifyConfig
 from ultra.pipeline.schedule import Round
+from ultra.pipeline.usage import READERS
 from ultra.programs.compiled import Compiled, Controller, compile_potential, compile_programs
 from ultra.programs.records import Potential, Program
 from ultra.simulation.paired import Candidate, PairedEvaluator
@@ -106,6 +107,10 @@ class ProgramSearch:
 
     # -- turns -----------------------------------------------------------------------------------
 
+    def turns_of(self, analyst: Analyst) -> int:
+        """Turns of a conversation with this analyst: those that read nothing have one."""
+        return self.config.turns if analyst.name.startswith(READERS) else 1
+
     def turn_path(self, turn: int) -> Path:
         """Where a turn is kept."""
         return self.case.folder / f"turn-{turn}.json"
@@ -132,7 +137,7 @@ class ProgramSearch:
         if not pool:
             return False
         entrants = enter(pool, self.compile, stream(self._seed, "programs", self.plan.number, "tuning", turn))
-        turns_left = self.config.turns - turn + 1
+        turns_left = self.turns_of(analyst) - turn + 1
         evaluator = self._evaluator("analyse", left // turns_left, "race", turn)
         found = race(entrants, evaluator, evaluator.left, self.usual, self.compile, self.say)
         self._tell(turn, found)

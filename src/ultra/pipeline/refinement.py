@@ -179,7 +179,7 @@ class Refinement:
             self.budget = self.run.budget()
             seeds = evaluation_seeds(self.config.seed, self.config.evaluate.episodes)
             self.reporter.say(f"start     {len(seeds)} episodes of the starting policy, in Gymnasium's own environment")
-            start = measure_start(self.task, self._policy(1), seeds, self.config.workers)
+            start = measure_start(self.task, self._start_policy, seeds, self.config.workers)
             start.save(path)
             self.budget.evaluation += start.steps
             self.run.complete("start", self.budget)
@@ -263,7 +263,7 @@ class Refinement:
             search = ProgramSearch(
                 case, plan, self.config.programs, self.config.verify, self.config.seed, self.reporter.say
             )
-            for turn in range(1, self.config.programs.turns + 1):
+            for turn in range(1, search.turns_of(analyst) + 1):
                 left = min(plan.race - (self.budget.used - before), self.budget.remaining)
                 if not search.turn(turn, analyst, states, left):
                     break

@@ -204,7 +204,7 @@ def audit_table(audit: dict[str, Any], analyst: str) -> str:
     parts = {analyst: audit, "random plans there": audit["random_control"]}
     rows = []
     for name, part in parts.items():
-        if part is None or not part["advices"]:
+        if part is None or not part["suggestions"]:
             continue
         counts = [str(part[key]) for key in ("helps", "harms", "unclear", "untried")]
         mean = "-"

@@ -140,7 +140,7 @@ class RoundAdvice:
         on_actions = config.method in ("ultra-a", "ultra-ra")
         reserved, recheck = 0, None
         if on_actions and config.guidance.trust == "helps" and any(item.verdict == "helps" for item in advice):
-            reserved = int(config.verify.recheck * self.config.round_steps)
+            reserved = int(config.verify.recheck * self.plan.train)
             batch = self.case.task.make_batch(2 * FIRST_LOOK, config.workers or None)
             stack.callback(batch.close)
             gamma, horizon = config.ppo.gamma, config.analyse.horizon
