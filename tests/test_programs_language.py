@@ -470,7 +470,7 @@ def _try_program(value: Any) -> bool:
 @pytest.fixture
 def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a text could execute fails the test."""
-    np.random.default_rng(0)  # is imported when it is first used
+    np.ma.array(np.random.default_rng(0).random(1))  # both are imported when they are first used
 
     def caught(*_: Any, **__: Any) -> None:
         raise AssertionError("something was executed")

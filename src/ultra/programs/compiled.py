@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +81,7 @@ class Compiled:
         """Columns of the facts that it needs, now, before or at the start."""
         return self.reads(FACTS) | self.reads(PREVIOUS) | self.reads(START)
 
-    @property
+    @cached_property
     def reads_agent(self) -> bool:
         """Whether what it does depends on what the agent itself does, beyond adding to it."""
         return bool(self.reads(AGENT))

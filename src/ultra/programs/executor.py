@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.programs.compiled import Compiled
-from ultra.programs.expression import AGENT, PREVIOUS, START, Frame
-from ultra.spaces import Actions, ActionSpace, Continuous, Discrete
+from ultra.programs.expression import PREVIOUS, START, Frame
+from ultra.spaces import Actions, ActionSpace, Continuous
 
 NONE = -1
 """An environment in which no program is followed."""
@@ -138,11 +138,11 @@ class Executor:
 
     def _agent(self, compiled: Compiled, actions: Actions) -> NDArray[Any]:
         """What programs may read of the agent's own actions."""
-        if isinstance(self._space, Continuous) or not compiled.reads(AGENT):
+        if isinstance(self._space, Continuous) or not compiled.reads_agent:
             agent = actions if actions.ndim == 2 else actions[:, None]
         else:
             agent = actions[:, None] == np.arange(self._space.n)
-        return agent.astype(np.float64) if compiled.reads(AGENT) else agent
+        return agent.astype(np.float64) if compiled.reads_agent else agent
 
     def _advanced(self, compiled: Compiled, rows: slice | NDArray[np.intp], frame: Frame) -> Frame:
         """The frame with clocks and memory of this step, which are kept."""
