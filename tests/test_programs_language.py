@@ -437,17 +437,17 @@ def hostile_program(rng: np.random.Generator) -> Any:
 
 
 def _try_expression(text: str) -> None:
-    start = time.perf_counter()
+    start = time.thread_time()
     try:
         found = parse(text, NAMES)
         assert found.evaluate(np.zeros((4, 3))).shape == (4,)
     except ExpressionError as error:
         assert str(error).isprintable()
-    assert time.perf_counter() - start < 1.0, text
+    assert time.thread_time() - start < 1.0, text
 
 
 def _try_program(value: Any) -> bool:
-    start = time.perf_counter()
+    start = time.thread_time()
     accepted = True
     try:
         program = Program.from_json(value)
@@ -463,7 +463,7 @@ def _try_program(value: Any) -> bool:
         assert str(error).isprintable()
         assert len(str(error)) <= 4_000
         accepted = False
-    assert time.perf_counter() - start < 1.0, value
+    assert time.thread_time() - start < 1.0, value
     return accepted
 
 

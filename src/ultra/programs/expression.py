@@ -184,8 +184,7 @@ class Tape:
         """The place of an instruction, which is appended unless it is there already; constants are folded."""
         operands = [self.instructions[place] for place in instruction.operands]
         if operands and instruction.operation != "setting" and all(_is_constant(operand) for operand in operands):
-            with np.errstate(all="ignore"):
-                value = _OPERATIONS[instruction.operation](*(_constant(operand) for operand in operands))
+            value = compute(instruction.operation, [_constant(operand) for operand in operands])
             if instruction.operation in _CONDITIONS:
                 return self.add(Instruction("true" if value else "false"))
             return self.number(float(value))
@@ -271,6 +270,12 @@ _OPERATIONS: dict[str, Callable[..., Values]] = {
     "if": np.where,
     "as number": _as_number,
 }
+
+
+def compute(operation: str, values: Sequence[Any]) -> Any:
+    """One operation on numbers, (n,) each or scalars."""
+    with np.errstate(all="ignore"):
+        return _OPERATIONS[operation](*values)
 
 
 def _setting_at(settings: Values, index: Values, first: int, count: int, stride: int) -> Values:
