@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from ultra.advice.expression import ExpressionError, Guards, parse
 
 NAMES = ("x", "y", "ball_dx")

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from tests.policies import same
 from tests.short_tasks import registered
+from ultra.advice.graft import GraftError
 
 import ultra
 from ultra import api
-from ultra.advice.graft import GraftError
 from ultra.advice.records import ADOPTED, Rule, Verification, load_rules, save_rules
 from ultra.common.errors import RunDirectoryError
 from ultra.config import (

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-
 from ultra.advice.expression import parse
 from ultra.advice.graft import GraftError, check_takes_rules, graft, readable_facts
 from ultra.advice.halfspaces import half_spaces
+
 from ultra.advice.records import Rule
 from ultra.collection.trajectories import Trajectory, visited
 from ultra.policies.io import load_policy, save_policy

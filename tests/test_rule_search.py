@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.short_tasks import registered
-
-import ultra
 from ultra.advice.expression import parse
 from ultra.advice.graft import graft
-from ultra.advice.records import Rule, load_advice, load_rules
-from ultra.analysts.base import Case
 from ultra.analysts.rules.ideas import Idea, ideas
 from ultra.analysts.rules.search import search_rules
+
+import ultra
+from ultra.advice.records import Rule, load_advice, load_rules
+from ultra.analysts.base import Case
 from ultra.collection.collect import collect
 from ultra.collection.trajectories import Trajectory, visited
 from ultra.config import AnalyseConfig, CollectConfig, EvaluateConfig, RefineConfig, VerifyConfig

@@ -22,7 +22,7 @@ from ultra.analysts.structures import search_proposals
 from ultra.analysts.turns import TurnReport
 from ultra.collection.describe import largest_facts
 from ultra.collection.trajectories import Trajectory
-from ultra.simulation.paired import PairedEvaluator, Candidate, Trial
+from ultra.simulation.paired import Candidate, PairedEvaluator, Trial
 from ultra.tasks.batch import Snapshot
 from ultra.tasks.plans import Plan
 

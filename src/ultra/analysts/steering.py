@@ -102,7 +102,9 @@ def _controller(case: Case, column: int, aim: int, context: str, step: float, mo
         error += f" - {brake} * {card.fact_names[own]}"
     within = f"{context} and " if context else ""
     raising, lowering, neutral = moves
-    name = f"{card.fact_names[column]}_to_{card.fact_names[aim]}" + (f"_{context.split()[0]}" if context else "")
+    name = f"{card.fact_names[column]}_to_{card.fact_names[aim]}" + (
+        f"_{context.split(maxsplit=1)[0]}" if context else ""
+    )
     return Program(
         name[:80],
         (
