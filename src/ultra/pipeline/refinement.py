@@ -24,6 +24,7 @@ from ultra.collection.trajectories import Episodes, Trajectory, save_trajectory
 from ultra.common.errors import UltraError
 from ultra.common.files import write_json
 from ultra.common.statistics import difference_interval, rises
+from ultra.common.streams import stream
 from ultra.config import RefineConfig, takes_advice
 from ultra.evaluation.evaluate import evaluate, evaluation_seeds
 from ultra.evaluation.late_policies import BEFORE, CHOSEN, LatePolicies, choose
@@ -32,7 +33,7 @@ from ultra.finetuning.methods import STAGES as METHOD_STAGES
 from ultra.finetuning.methods import STARTS, allowance_of, analysis_of, analyst_of, baseline, check_budget
 from ultra.pipeline.progress import Reporter, TrainingLog
 from ultra.pipeline.round_advice import RoundAdvice, audit_of_run, verification_needed
-from ultra.pipeline.run import STAGES, Run, read_curve, versions
+from ultra.pipeline.run import Run, read_curve, versions
 from ultra.pipeline.usage import usage_of
 from ultra.policies.io import load_policy, save_policy
 from ultra.policies.opening import open_policy
@@ -310,7 +311,7 @@ class Refinement:
 
     def _choose(self, number: int, late: LatePolicies, allowance: int) -> Policy:
         """The best of a round's last policies and the one with which it began."""
-        rng = np.random.default_rng([self.config.seed, number, len(STAGES), 2])
+        rng = stream(self.config.seed, "round", number, "choose")
         return choose(
             [*late.load(), (BEFORE, self._policy(number))],
             self.task,
@@ -367,7 +368,7 @@ class Refinement:
 
     def _rng(self, number: int, stage: str) -> np.random.Generator:
         """A generator of the stage's own, so that stages can be run alone and repeated."""
-        return np.random.default_rng([self.config.seed, number, STAGES.index(stage)])
+        return stream(self.config.seed, "round", number, stage)
 
     def _policy(self, number: int) -> Policy:
         """The policy with which a round begins."""
@@ -395,7 +396,7 @@ class Refinement:
 
     def _baseline(self, number: int) -> Guidance:
         """The guidance of a method that uses no advice."""
-        rng = np.random.default_rng([self.config.seed, number, len(STAGES)])
+        rng = stream(self.config.seed, "round", number, "guidance")
         with self.case(number, "finetune") as case:
             return baseline(self.config, case, self.run.round(number) / "states.jsonl", rng)
 

@@ -32,15 +32,16 @@ from ultra.analysts.fidelity import AUDIT_SHARE, AUDIT_STEPS, fidelity_of_case
 from ultra.analysts.random import random_plan
 from ultra.collection.trajectories import Episodes, visited
 from ultra.common.files import write_json
+from ultra.common.streams import stream
 from ultra.config import RefineConfig, takes_advice
 from ultra.finetuning.ultra import UltraGuidance
 from ultra.pipeline.reporting import adopted_rules, describe_fidelity
-from ultra.pipeline.run import STAGES, Run
+from ultra.pipeline.run import Run
 from ultra.pipeline.usage import usage_of
 from ultra.policies.policy import Policy
 from ultra.simulation.branches import Habit
 from ultra.simulation.budget import StepBudget
-from ultra.simulation.paired import PairedEvaluator, Candidate
+from ultra.simulation.paired import Candidate, PairedEvaluator
 from ultra.tasks.plans import Plan
 from ultra.verification.recheck import Recheck
 from ultra.verification.rules import rule_units, verify_rules
@@ -212,9 +213,9 @@ class RoundAdvice:
             reserved = int(config.verify.recheck * self.config.round_steps)
             batch = self.case.task.make_batch(2 * FIRST_LOOK, config.workers or None)
             stack.callback(batch.close)
-            seed = [config.seed, number, len(STAGES) + 1]
+            key = (config.seed, "round", number, "recheck")
             gamma, horizon = config.ppo.gamma, config.analyse.horizon
-            recheck = Recheck(batch, book.entries, config.verify, gamma, horizon, self.case.budget, reserved, seed)
+            recheck = Recheck(batch, book.entries, config.verify, gamma, horizon, self.case.budget, reserved, key)
         kept = [
             sum(trusted(item, config.guidance.trust) for item in items) for items in (advice, [r for r, _ in rules])
         ]
@@ -229,7 +230,7 @@ class RoundAdvice:
             config.ppo.environments,
             on_actions=on_actions,
             on_rewards=config.method in ("ultra-r", "ultra-ra"),
-            rng=np.random.default_rng([config.seed, number, len(STAGES)]),
+            rng=stream(config.seed, "round", number, "guidance"),
             rules=rules,
             recheck=recheck,
         )
@@ -257,7 +258,7 @@ def verification_allowance(config: RefineConfig, number: int, budget: StepBudget
 
 def fidelity_rng(seed: int, number: int) -> np.random.Generator:
     """The source of random actions for a round's fidelity: apart from all others, so that it changes nothing else."""
-    return np.random.default_rng([seed, number, len(STAGES), 1])
+    return stream(seed, "round", number, "fidelity")
 
 
 def audit_of_run(run: Run) -> dict[str, Any] | None:
