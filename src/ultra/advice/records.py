@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.common.errors import RunDirectoryError, UltraError
-from ultra.common.files import write_atomically
+from ultra.common.files import write_json_lines
 from ultra.tasks.batch import Snapshot
 from ultra.tasks.plans import Plan
 
@@ -147,7 +147,7 @@ def load_states(path: Path) -> list[CriticalState]:
 
 def _save_lines(values: Iterable[dict[str, Any]], path: Path) -> None:
     """Write plain values as JSON Lines."""
-    write_atomically(path, "".join(json.dumps(value) + "\n" for value in values).encode())
+    write_json_lines(path, values)
 
 
 def _load_lines(path: Path, record: Callable[[Any], Record], verb: str) -> list[Record]:

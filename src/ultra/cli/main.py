@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ultra.common.errors import UltraError
+from ultra.common.files import to_json_text
 
 if TYPE_CHECKING:
     from ultra.pipeline.progress import Reporter
@@ -282,7 +283,6 @@ def _print_audit(path: Path) -> None:
 
 
 def _evaluate(arguments: list[str]) -> int:
-    import json
 
     from ultra.cli.arguments import EvaluateArguments
 
@@ -299,7 +299,7 @@ def _evaluate(arguments: list[str]) -> int:
     if task.note:
         print(f"{task.name}: {task.note}", file=sys.stderr)
     if options.json:
-        print(json.dumps({"task": options.task, "seed": options.seed, **estimate.as_dict()}))
+        print(to_json_text({"task": options.task, "seed": options.seed, **estimate.as_dict()}))
     else:
         print(f"{options.task}: return {estimate} (mean and 95% interval, {estimate.count} episodes)")
     return 0
@@ -318,7 +318,6 @@ def _report(arguments: list[str]) -> int:
 
 
 def _fidelity(arguments: list[str]) -> int:
-    import json
 
     from ultra.cli.arguments import FidelityArguments
 
@@ -327,7 +326,7 @@ def _fidelity(arguments: list[str]) -> int:
     from ultra.pipeline.reporting import describe_fidelity
 
     for score in fidelity(options.run, options.round):
-        print(json.dumps(score) if options.json else describe_fidelity(score))
+        print(to_json_text(score) if options.json else describe_fidelity(score))
     return 0
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ultra.advice.records import Advice, load_advice
 from ultra.common import html
-from ultra.common.files import write_atomically, write_json
+from ultra.common.files import check_finite, to_json_text, write_atomically, write_json
 from ultra.pipeline.run import Run, read_curve
 from ultra.pipeline.usage import describe_usage
 
@@ -81,6 +80,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows with equal keys, in the order of the first."""
     buffer = io.StringIO()
+    check_finite(list(rows), path.name)
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -262,6 +262,6 @@ def _page(
             html.preformatted(advice),
             html.heading("Language model"),
             html.preformatted(usage),
-            html.folded("Results as JSON", json.dumps(results, indent=2)),
+            html.folded("Results as JSON", to_json_text(results, "the report", "indented")),
         ],
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ultra.common.errors import RunDirectoryError
-from ultra.common.files import write_atomically, write_json
+from ultra.common.files import check_finite, write_atomically, write_json
 from ultra.common.records import record_from
 from ultra.config import RefineConfig, TrainConfig
 from ultra.simulation.budget import StepBudget
@@ -227,7 +227,9 @@ class CurveFile:
             writer.writerows([int(row[0]), row[1], row[2], int(row[3])] for row in kept)
             write_atomically(self._path, buffer.getvalue().encode())
             self._file = self._path.open("a", encoding="utf-8", newline="")
-        csv.writer(self._file, lineterminator="\n").writerow([steps, mean, spread, episodes])
+        row = [steps, mean, spread, episodes]
+        check_finite(row, self._path.name)
+        csv.writer(self._file, lineterminator="\n").writerow(row)
         self._file.flush()
 
     def close(self) -> None:

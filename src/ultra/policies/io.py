@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.common.errors import PolicyError, UltraError
-from ultra.common.files import make_directory, write_atomically
+from ultra.common.files import make_directory, to_json_text, write_atomically
 from ultra.policies import networks
 from ultra.policies.normalizer import Normalizer
 from ultra.policies.policy import Architecture, Policy, flatten, unflatten
@@ -67,7 +67,7 @@ def save_policy(policy: Policy, directory: Path, about: Mapping[str, Any] | None
         "about": dict(about or {}),
     }
     write_atomically(directory / "weights.safetensors", save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
-    write_atomically(directory / "policy.json", json.dumps(header, indent=2).encode() + b"\n")
+    write_atomically(directory / "policy.json", to_json_text(header, "policy.json", "indented").encode() + b"\n")
 
 
 def _extension_to_json(architecture: Architecture) -> dict[str, Any]:

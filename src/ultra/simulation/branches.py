@@ -85,8 +85,8 @@ class _Noise:
 
     def __init__(self, policy: Policy, slots: int) -> None:
         self._policy = policy
-        self._rngs = [np.random.default_rng(0)] * slots
-        self._blocks = policy.draw_noise(np.random.default_rng(0), (slots, NOISE_BLOCK))
+        self._rngs = [stream("unused")] * slots
+        self._blocks = policy.draw_noise(self._rngs[0], (slots, NOISE_BLOCK))
         self._numbers = np.zeros(slots, dtype=np.int64)
 
     def seed(self, slot: int, seed: int) -> None:

@@ -17,7 +17,7 @@ from typing import IO
 from rich.console import Console
 
 from ultra.common.errors import UltraError
-from ultra.common.files import write_atomically
+from ultra.common.files import to_json_text, write_atomically
 from ultra.common.locks import hold_file
 from ultra.config import RefineConfig
 from ultra.pipeline.progress import Reporter
@@ -93,7 +93,7 @@ class NotedProgress(Reporter):
         """Put the progress where the study looks for it."""
         if (self._run / "run.json").is_file():  # before that, the directory must stay empty
             temporary = self._run / ".progress.tmp"
-            temporary.write_text(json.dumps(asdict(progress)), encoding="utf-8")
+            temporary.write_text(to_json_text(asdict(progress), "progress.json"), encoding="utf-8")
             temporary.replace(self._run / "progress.json")
 
 
@@ -117,7 +117,7 @@ def work(job: Job) -> str:
             failure = record_error(job, describe_error(error))
         attempt = {"host": platform.node(), "began": began, "seconds": time.time() - began, "error": failure}
         with (job.path / ATTEMPTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(attempt) + "\n")
+            file.write(to_json_text(attempt, ATTEMPTS) + "\n")
         (job.path / "progress.json").unlink(missing_ok=True)
         return failure
 
