@@ -23,9 +23,10 @@ from tests.policies import same
 import ultra
 from ultra.advice import Advice, AdviceBook, CriticalState, Entry, Rule, Verdict, Verification, calibrate
 from ultra.analysts.random import random_plan
+from ultra.budget import StepBudget
 from ultra.checkpoint import Learner
 from ultra.collection import collect
-from ultra.config import GuidanceConfig, PPOConfig
+from ultra.config import GuidanceConfig, PPOConfig, VerifyConfig
 from ultra.expression import Expression, parse
 from ultra.guidance.implicit import similarity
 from ultra.guidance.nearest import Nearest
@@ -773,3 +774,37 @@ def test_an_interrupted_guided_training_ends_as_an_uninterrupted_one(tmp_path: P
         trained("hopper", "ultra-ra", **options, checkpoint=path, observer=interrupt)
     assert path.exists()
     assert same(trained("hopper", "ultra-ra", **options, checkpoint=path, seed=99), whole)
+
+
+def test_a_resumed_training_does_not_repeat_a_recheck(tmp_path: Path) -> None:
+    """Rollouts are long here, so that a further check is due at once after each: resuming must not do it early."""
+    task, policy, book = real_book("hopper")
+    calls = iter(range(100))
+
+    def interrupt(_: Iteration) -> None:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+
+    def checks(**options: Any) -> dict[str, int]:
+        budget = StepBudget(100_000)
+        config = VerifyConfig(branches=8)
+        batch = task.make_batch(8, 1)
+        try:
+            recheck = Recheck(batch, book.entries, config, 0.99, 20, budget, 9000, [7])
+            guidance = guidance_of(
+                book, task.action_space, environments=TINY.environments, recheck=recheck, restart=0.9, strength=1.0,
+                imitation=0.0,
+            )  # fmt: skip
+            rng = np.random.default_rng(4)
+            train(task, policy, TINY, 4 * TINY.samples, rng, guidance=guidance, budget=budget, workers=1, **options)
+        finally:
+            batch.close()
+        assert recheck.state()["spent"] == budget.spent["verify"]
+        return recheck.state()
+
+    whole, path = checks(), tmp_path / "checkpoint.npz"
+    assert whole["done"] == 2
+    assert whole["spent"] > 0
+    with pytest.raises(KeyboardInterrupt):
+        checks(checkpoint=path, observer=interrupt)
+    assert checks(checkpoint=path) == whole
