@@ -18,8 +18,11 @@ from ultra.budget import StepBudget
 from ultra.config import RefineConfig, TrainConfig
 from ultra.errors import RunDirectoryError
 from ultra.files import write_atomically, write_json
+from ultra.permits import LOCK_FILES
 from ultra.records import record_from
 
+FORMAT = 2
+"""Of run directories. Format 1 is that of runs which do not name theirs."""
 STAGES = ("collect", "identify", "advise", "verify", "finetune")
 """Stages of one round, in order."""
 
@@ -87,8 +90,17 @@ class Run:
             raise RunDirectoryError(f"{path} is not a run directory (no run.json): start one with `ultra {command}`")
         try:
             raw = json.loads(manifest.read_text(encoding="utf-8"))
+            form, maker = raw.get("format", 1), raw["versions"]["ultra-refine"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunDirectoryError(f"{manifest} is damaged ({error}): use another --out") from error
+        if form != FORMAT:
+            raise RunDirectoryError(
+                f"{path} has run format {form}, made by ultra-refine {maker}; this version reads format {FORMAT}: "
+                "finish or report it with the version that made it, or repeat its command with another --out"
+            )
+        try:
             found, done, settings, policy = raw["command"], raw["done"], raw["config"], raw.get("policy", "")
-        except (OSError, ValueError, KeyError) as error:
+        except KeyError as error:
             raise RunDirectoryError(f"{manifest} is damaged ({error}): use another --out") from error
         if found != command:
             raise RunDirectoryError(f"{path} belongs to `ultra {found}`, not `ultra {command}`: choose another --out")
@@ -110,7 +122,7 @@ class Run:
             run.config, run.policy = config, seen_from(path, config)
             run._write()
             return run
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or {item.name for item in path.iterdir()} - LOCK_FILES):
             raise RunDirectoryError(f"{path} exists and is not a run directory: choose another --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -141,6 +153,7 @@ class Run:
         write_json(
             self.path / "run.json",
             {
+                "format": FORMAT,
                 "command": self.command,
                 "config": asdict(self.config),
                 "policy": self.policy,
