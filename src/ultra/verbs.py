@@ -51,7 +51,7 @@ def _check(options: CheckArguments) -> int:
     from ultra.analysts.llm.check import check
 
     for line in check(options.model.removeprefix("llm:"), options.llm):
-        print(line)
+        print(line, flush=True)
     return 0
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -23,6 +24,8 @@ from ultra.errors import UltraError
 from ultra.files import write_json
 
 EFFECTS = "effects.json"
+REMIND_EVERY = 60.0
+"""Seconds between two lines that say who is being waited for."""
 
 Result = TypeVar("Result")
 Open = Callable[[Case], AbstractAsyncContextManager[Correspondent]]
@@ -82,7 +85,10 @@ class ReadingAnalyst:
             return exchange
 
         async def every() -> list[Exchange]:
-            async with self._open(case) as correspondent:
+            async with (
+                self._open(case) as correspondent,
+                reminding(case.progress, lambda: f"{self.name}: {done} of {len(jobs)} answered"),
+            ):
                 return await gather([one(correspondent, question, read) for question, read in jobs])
 
         exchanges = asyncio.run(every())
@@ -97,6 +103,24 @@ class ReadingAnalyst:
                 "try another model, or --output-mode tool or prompted; the answers are in the ledger"
             )
         return exchanges
+
+
+@asynccontextmanager
+async def reminding(say: Callable[[str], None], what: Callable[[], str]) -> AsyncIterator[None]:
+    """Say at once, and then every minute, what is being waited for and since when."""
+    since = f"{datetime.now():%H:%M:%S}"
+
+    async def remind() -> None:
+        while True:
+            await asyncio.sleep(REMIND_EVERY)
+            say(f"still waiting, since {since}, for {what()}")
+
+    say(f"waiting since {since} for {what()}")
+    reminder = asyncio.create_task(remind())
+    try:
+        yield
+    finally:
+        reminder.cancel()
 
 
 async def gather(jobs: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
