@@ -173,8 +173,8 @@ def guidance_over(
         anneal_until: share of training after which it does nothing any more; by default as in a refinement.
     """
     import numpy as np
-
     from ultra.advice.expression import parse
+
     from ultra.advice.records import Advice, AdviceBook, CriticalState, Entry, Rule, Verification, calibrate
     from ultra.config import GuidanceConfig
     from ultra.finetuning.ultra import UltraGuidance
@@ -296,7 +296,7 @@ def verifying(task: str) -> tuple[Any, Callable[[], int]]:
     from ultra.config import VerifyConfig
     from ultra.pipeline.refinement import BRANCHES_TOGETHER
     from ultra.simulation.budget import StepBudget
-    from ultra.simulation.paired import PairedEvaluator, Candidate
+    from ultra.simulation.paired import Candidate, PairedEvaluator
     from ultra.verification.verdicts import verify
 
     found, policy, rng = known(task), fresh_policy(task), np.random.default_rng(0)
@@ -309,7 +309,9 @@ def verifying(task: str) -> tuple[Any, Callable[[], int]]:
 
     def once() -> int:
         budget = StepBudget(10**9)
-        verify(proposals, PairedEvaluator(batch, policy, 0.99, 64, budget, "verify", 10**9, rng), VerifyConfig(branches=8))
+        verify(
+            proposals, PairedEvaluator(batch, policy, 0.99, 64, budget, "verify", 10**9, rng), VerifyConfig(branches=8)
+        )
         return budget.used
 
     return batch, once

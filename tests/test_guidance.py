@@ -24,7 +24,7 @@ import ultra
 from ultra.advice.records import Advice, AdviceBook, CriticalState, Entry, Verdict, Verification, calibrate
 from ultra.analysts.random import random_plan
 from ultra.collection.collect import collect
-from ultra.config import GuidanceConfig, PPOConfig
+from ultra.config import GuidanceConfig, PPOConfig, VerifyConfig
 from ultra.finetuning.implicit import similarity
 from ultra.finetuning.nearest import Nearest
 from ultra.finetuning.ultra import UltraGuidance
@@ -41,6 +41,7 @@ from ultra.policies.policy import (
 from ultra.ppo.checkpoint import Learner
 from ultra.ppo.rollout import Environments, Rollout
 from ultra.ppo.train import NO_GUIDANCE, Iteration, improve, optimizer, surrogate, train
+from ultra.simulation.budget import StepBudget
 from ultra.tasks import Snapshot, Step, Task, get_task
 from ultra.tasks.batch import Facts, Indices, Live, Observations
 from ultra.tasks.card import Fact, skeleton_card
@@ -711,3 +712,37 @@ def test_an_interrupted_guided_training_ends_as_an_uninterrupted_one(tmp_path: P
         trained("hopper", "ultra-ra", **options, checkpoint=path, observer=interrupt)
     assert path.exists()
     assert same(trained("hopper", "ultra-ra", **options, checkpoint=path, seed=99), whole)
+
+
+def test_a_resumed_training_does_not_repeat_a_recheck(tmp_path: Path) -> None:
+    """Rollouts are long here, so that a further check is due at once after each: resuming must not do it early."""
+    task, policy, book = real_book("hopper")
+    calls = iter(range(100))
+
+    def interrupt(_: Iteration) -> None:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+
+    def checks(**options: Any) -> dict[str, int]:
+        budget = StepBudget(100_000)
+        config = VerifyConfig(branches=8)
+        batch = task.make_batch(8, 1)
+        try:
+            recheck = Recheck(batch, book.entries, config, 0.99, 20, budget, 9000, [7])
+            guidance = guidance_of(
+                book, task.action_space, environments=TINY.environments, recheck=recheck, restart=0.9, strength=1.0,
+                imitation=0.0,
+            )  # fmt: skip
+            rng = np.random.default_rng(4)
+            train(task, policy, TINY, 4 * TINY.samples, rng, guidance=guidance, budget=budget, workers=1, **options)
+        finally:
+            batch.close()
+        assert recheck.state()["spent"] == budget.spent["verify"]
+        return recheck.state()
+
+    whole, path = checks(), tmp_path / "checkpoint.npz"
+    assert whole["done"] == 2
+    assert whole["spent"] > 0
+    with pytest.raises(KeyboardInterrupt):
+        checks(checkpoint=path, observer=interrupt)
+    assert checks(checkpoint=path) == whole

@@ -373,7 +373,8 @@ class RefineConfig:
     task: str
     """A known task (`ultra tasks`) or a Gymnasium id."""
     policy: str = ""
-    """The policy to refine: a directory that `ultra train` made, or a zip of Stable-Baselines3 (PPO or A2C)."""
+    """The policy to refine: a directory that `ultra train` made, a zip of Stable-Baselines3 (PPO or A2C), or
+    `shipped:NAME`."""
     vecnormalize: str = ""
     """VecNormalize statistics of a zip; by default they are looked for beside it, under the usual names."""
     trust_pickle: bool = False

@@ -24,8 +24,8 @@ from ultra.analysts.base import Case
 from ultra.analysts.mask import importance, random_action
 from ultra.collection.trajectories import Trajectory
 from ultra.common.errors import UltraError
-from ultra.common.statistics import mean_interval, stratified_bootstrap
 from ultra.common.files import finite_or_none
+from ultra.common.statistics import mean_interval, stratified_bootstrap
 from ultra.common.streams import stream
 from ultra.policies.io import load_policy
 from ultra.policies.policy import Policy

@@ -232,12 +232,14 @@ def _collect(arguments: list[str]) -> int:
     default, rest = _overlay(CollectArguments, arguments)
     options = _parse(CollectArguments, "collect", rest, default)
     from ultra import api
+    from ultra.common.locks import hold_directory
     from ultra.pipeline.refinement import Refinement
 
     if not (options.run / "policy" / "start" / "policy.json").exists():
         if not options.task or not options.policy:
             raise UltraError(f"{options.run} is new: say what to refine, `ultra collect RUN --task TASK --policy DIR`")
-        Refinement.start(options.run, settings_of(options, RefineConfig), _reporter(quiet=True))
+        with hold_directory(options.run):
+            Refinement.start(options.run, settings_of(options, RefineConfig), _reporter(quiet=True))
     print(api.collect(options.run, _reporter(options.quiet)))
     return 0
 

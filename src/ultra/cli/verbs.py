@@ -51,7 +51,7 @@ def _check(options: CheckArguments) -> int:
     from ultra.analysts.llm.check import check
 
     for line in check(options.model.removeprefix("llm:"), options.llm):
-        print(line)
+        print(line, flush=True)
     return 0
 
 
@@ -198,13 +198,15 @@ def _export(options: ExportArguments) -> int:
 
 def _check_programs(options: ProgramsCheckArguments) -> int:
     from ultra.analysts.programs_file import ProgramsFile
+    from ultra.common.files import to_json_text
     from ultra.tasks import get_task
 
     file = ProgramsFile(options.file)
     checked = file.check(get_task(options.task, **options.env.options()))
     for item in checked:
         if options.json:
-            print(json.dumps({"where": item.where, "name": item.name, "ok": not item.problem, "problem": item.problem}))
+            line = {"where": item.where, "name": item.name, "ok": not item.problem, "problem": item.problem}
+            print(to_json_text(line, str(options.file)))
         else:
             name = f" {item.name}" if item.name.isprintable() else ""
             print(f"{item.where}{name[:80]}: {item.problem or 'ok'}")

@@ -16,10 +16,13 @@ from typing import Any, TextIO
 
 from ultra.common.errors import RunDirectoryError
 from ultra.common.files import check_finite, write_atomically, write_json
+from ultra.common.locks import LOCK_FILES
 from ultra.common.records import record_from
 from ultra.config import RefineConfig, TrainConfig
 from ultra.simulation.budget import StepBudget
 
+FORMAT = 2
+"""Of run directories. Format 1 is that of runs which do not name theirs."""
 STAGES = ("collect", "identify", "advise", "verify", "finetune")
 """Stages of one round, in order."""
 
@@ -84,8 +87,17 @@ class Run:
             raise RunDirectoryError(f"{path} is not a run directory (no run.json): start one with `ultra {command}`")
         try:
             raw = json.loads(manifest.read_text(encoding="utf-8"))
+            form, maker = raw.get("format", 1), raw["versions"]["ultra-refine"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunDirectoryError(f"{manifest} is damaged ({error}): use another --out") from error
+        if form != FORMAT:
+            raise RunDirectoryError(
+                f"{path} has run format {form}, made by ultra-refine {maker}; this version reads format {FORMAT}: "
+                "finish or report it with the version that made it, or repeat its command with another --out"
+            )
+        try:
             found, done, settings, policy = raw["command"], raw["done"], raw["config"], raw.get("policy", "")
-        except (OSError, ValueError, KeyError) as error:
+        except KeyError as error:
             raise RunDirectoryError(f"{manifest} is damaged ({error}): use another --out") from error
         if found != command:
             raise RunDirectoryError(f"{path} belongs to `ultra {found}`, not `ultra {command}`: choose another --out")
@@ -105,7 +117,7 @@ class Run:
             run.config, run.policy = config, seen_from(path, config)
             run._write()
             return run
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or {item.name for item in path.iterdir()} - LOCK_FILES):
             raise RunDirectoryError(f"{path} exists and is not a run directory: choose another --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -135,6 +147,7 @@ class Run:
         write_json(
             self.path / "run.json",
             {
+                "format": FORMAT,
                 "command": self.command,
                 "config": asdict(self.config),
                 "policy": self.policy,
