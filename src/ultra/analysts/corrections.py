@@ -34,7 +34,8 @@ class Corrections:
     def own_action(self, *, clipped: bool) -> Program:
         """A gain on the agent's own action, before it is clipped to its bounds or after, and an offset."""
         groups, offsets, _ = self._layout(1)
-        parameters, terms = [], {}
+        parameters: list[Parameter] = []
+        terms: dict[str, list[str]] = {}
         for group in groups:
             gain = self._named("gain", group)
             parameters.append(Parameter(gain, *((1.0, 1 - OWN, 1 + OWN) if clipped else (0.0, -OWN, OWN))))
@@ -94,7 +95,8 @@ class Corrections:
         found = [(group, pairs) for group, pairs in found if all(speed is not None for _, speed in pairs)]
         stiff = 2 * len(found) <= MAX_PARAMETERS and all(place is not None for _, pairs in found for place, _ in pairs)
         found = found[: MAX_PARAMETERS // (2 if stiff else 1)]
-        parameters, terms = [], {}
+        parameters: list[Parameter] = []
+        terms: dict[str, list[str]] = {}
         for group, pairs in found:
             wanted = [("damping", 1), ("stiffness", 0)] if stiff else [("damping", 1)]
             signals = {what: self._body.signals([pair[part] for pair in pairs]) for what, part in wanted}

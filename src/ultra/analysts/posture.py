@@ -177,7 +177,7 @@ def _groups(card: Card, space: Continuous, agent: NDArray[np.float32]) -> tuple[
         kept = [word for word in action.name.split("_") if word.lower() not in SIDES]
         found.setdefault(("_".join(kept), space.low[column], space.high[column]), []).append(column)
     spread = np.clip(agent, *space.bounds).std(axis=0) / units
-    groups = []
+    groups: list[Group] = []
     for (name, _, _), columns in found.items():
         short = "_".join(word for word in name.split("_") if word.lower() not in FILLERS) or name
         label = short if not any(group.label == short for group in groups) else name
