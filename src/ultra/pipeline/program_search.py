@@ -150,7 +150,7 @@ class ProgramSearch:
         return list(potentials)
 
     def _tell(self, turn: int, found: Race) -> None:
-        tried = sum(entrant.episodes > 0 for entrant in found.entrants)
+        tried = sum(entrant.tried for entrant in found.entrants)
         self.say(f"programs  turn {turn}: {tried} of {len(found.entrants)} programs tried in {found.steps:,} steps")
         for standing in found.standings[:3]:
             names = " + ".join(program.name for program in standing.programs)
@@ -162,6 +162,7 @@ class ProgramSearch:
                 **entrant.proposal.to_json(),
                 "episodes": entrant.episodes,
                 "gain": _finite(entrant.gain),
+                "gain_in_set": _finite(entrant.gain_in_set),
                 "tuned": entrant.best.to_json() if entrant.best else None,
             }
             for entrant in found.entrants
@@ -240,7 +241,7 @@ class ProgramSearch:
         best = own[0]
         spread = mean_interval(best.differences.tolist())
         steps = float(best.lengths.mean())
-        summary = Summary(len(best.differences), steps, float((alone + best.differences).mean()), best.ended)
+        summary = Summary(len(best.differences), steps, float((alone[: len(best.differences)] + best.differences).mean()), best.ended)
         return Tried(
             replace(proposal, program=best.programs[0]),
             item["episodes"],
