@@ -59,7 +59,10 @@ def case(name: str, value: dict[str, Any], **shape: Any) -> tuple[Task, Policy, 
     seen = [batch.reset(np.arange(16), range(16))]
     for _ in range(40):
         done = policy.decide(seen[-1], policy.draw_noise(rng, (16,))).actions
-        seen.append(batch.step(task.action_space.clip(done)).observations.copy())
+        step = batch.step(task.action_space.clip(done))
+        over = np.flatnonzero(step.done)
+        seen.append(step.observations.copy())
+        seen[-1][over] = batch.reset(over, over.tolist())
     batch.close()
     statistics = Normalizer.identity(task.observation_size).with_observations(np.concatenate(seen))
     policy = replace(policy, normalizer=statistics)

@@ -37,10 +37,10 @@ class DistilSettings:
     Attributes:
         rounds: of visiting states and fitting; the teacher acts in the first, the student in the others.
         environments: most that are stepped together; fewer where the allowance would not last for whole episodes.
-        learning_rate: of Adam.
+        learning_rate: of Adam, where a fit begins; it falls to a tenth before the fit ends.
         minibatch: states for each gradient.
         chunk: gradients between two looks at the held-out loss.
-        patience: looks without an improvement after which a fit ends.
+        patience: looks without an improvement after which the learning rate falls, and in the end the fit stops.
         longest: looks after which a fit ends in any case.
     """
 
@@ -49,8 +49,8 @@ class DistilSettings:
     learning_rate: float = 1e-3
     minibatch: int = 256
     chunk: int = 200
-    patience: int = 4
-    longest: int = 40
+    patience: int = 3
+    longest: int = 60
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class _Fit:
         width = () if discrete else (shape.action_space.size,)
         self._labels = np.zeros((capacity, *width), np.int32 if discrete else np.float32)
         self._held_out = np.zeros(capacity, np.bool_)
-        self._step, self._loss = _fit_functions(shape, settings.learning_rate)
+        self._step, self._loss = _fit_functions(shape)
 
     def take_in(self, seen: Observations, labels: Actions, held_out: NDArray[np.bool_]) -> None:
         """Add labelled states."""
@@ -217,18 +217,20 @@ class _Fit:
         rows = np.flatnonzero(~self._held_out[: self.count])
         judged = np.zeros(len(self._seen), np.float32)
         judged[: self.count] = self._held_out[: self.count]
-        optimizer = None
+        optimizer, rate = None, settings.learning_rate
         first = best = float(self._loss(trained, fixed, arrays, data, judged))
         kept, waited = trained, 0
         for _ in range(settings.longest):
             batches = rows[rng.integers(len(rows), size=(settings.chunk, settings.minibatch))]
-            trained, optimizer = self._step(trained, optimizer, fixed, arrays, data, batches)
+            trained, optimizer = self._step(trained, optimizer, rate, fixed, arrays, data, batches)
             loss = float(self._loss(trained, fixed, arrays, data, judged))
             waited = 0 if loss < best * (1 - 1e-3) else waited + 1
             if loss < best:
                 best, kept = loss, trained
             if waited >= settings.patience:
-                break
+                if rate < settings.learning_rate / 9:
+                    break
+                trained, rate, waited = kept, rate / 3, 0
         self.policy = replace(self.policy, params={**self.policy.params, **kept})
         return first, best
 
@@ -240,21 +242,21 @@ def _parts(params: Params) -> tuple[Params, Params]:
 
 
 @cache
-def _fit_functions(shape: Architecture, rate: float) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _fit_functions(shape: Architecture) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Compiled: many gradient steps in one scan, and the loss on weighted states."""
-    optimizer = optax.adam(rate)
+    optimizer = optax.scale_by_adam()
     errors = _errors(shape)
 
     def mean(trained: Params, fixed: Params, arrays: Any, data: Any, rows: Any) -> jax.Array:
         return errors({**fixed, **trained}, arrays, data[0][rows], data[1][rows]).mean()
 
     @jax.jit
-    def scan(trained: Params, state: Any, fixed: Params, arrays: Any, data: Any, batches: Any) -> Any:
+    def scan(trained: Params, state: Any, rate: float, fixed: Params, arrays: Any, data: Any, batches: Any) -> Any:
         def step(carry: Any, rows: Any) -> Any:
             weights, moments = carry
             gradients = jax.grad(mean)(weights, fixed, arrays, data, rows)
             updates, moments = optimizer.update(gradients, moments)
-            return (optax.apply_updates(weights, updates), moments), None
+            return (jax.tree.map(lambda weight, update: weight - rate * update, weights, updates), moments), None
 
         return jax.lax.scan(step, (trained, state), batches)[0]
 
