@@ -205,17 +205,29 @@ def test_measuring_fidelity_changes_nothing_else(whole: Path, tmp_path: Path) ->
     assert same(load_policy(tmp_path / "run" / "policy" / "last"), load_policy(whole / "policy" / "last"))
 
 
-def test_a_run_that_began_before_the_audit_was_counted_goes_on(whole: Path, tmp_path: Path) -> None:
-    shutil.copytree(whole, tmp_path / "run")
-    manifest = json.loads((tmp_path / "run" / "run.json").read_text())
-    del manifest["config"]["audit"], manifest["done"]["evaluate"]
-    for spent in manifest["done"].values():
-        del spent["audit"]
-    (tmp_path / "run" / "run.json").write_text(json.dumps(manifest))
-    (tmp_path / "run" / "round-1" / "fidelity.json").unlink()
-    result = api.refine(HOPPER, tmp_path / "run")
-    assert result["audit"]["fidelity"] is None
-    assert result["budget"]["audit"] == 0
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        (None, r"has run format 1, made by ultra-refine 0\.0\.9; this version reads format 2: finish or report it"),
+        (99, r"has run format 99, made by ultra-refine 0\.0\.9; this version reads format 2: "),
+    ],
+)
+def test_a_run_of_another_format_is_left_alone_and_says_who_made_it(
+    whole: Path, tmp_path: Path, form: int | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(shutil.copytree(whole, tmp_path / "run"))
+    manifest = json.loads((path / "run.json").read_text())
+    assert manifest.pop("format") == 2
+    manifest |= {"versions": {"ultra-refine": "0.0.9"}} | ({} if form is None else {"format": form})
+    (path / "run.json").write_text(json.dumps(manifest))
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    with pytest.raises(RunDirectoryError, match=said) as error:
+        api.refine(HOPPER, path)
+    assert "\n" not in str(error.value)
+    for command in (["report", str(path)], ["verify", str(path)], ["prompt", str(path)]):
+        assert cli.run(command) == 2
+        assert f"{path} has run format" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 
 
 def test_many_episodes_are_collected_and_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

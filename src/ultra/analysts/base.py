@@ -16,7 +16,6 @@ from ultra.config import AnalyseConfig, LLMConfig, PPOConfig, StateMaskConfig
 from ultra.policies.policy import Policy
 from ultra.programs.records import Potential
 from ultra.simulation.budget import StepBudget
-from ultra.simulation.paired import PairedEvaluator
 from ultra.tasks.batch import Batch, Snapshot
 from ultra.tasks.task import Task
 from ultra.tuning.entrants import Proposal
@@ -56,8 +55,6 @@ class Case:
     """For analysts that train."""
     workers: int = 0
     """Cores for stepping environments; 0 uses all."""
-    finishing: bool = False
-    """Whether the analysis is that of the finishing round."""
     stuck: bool = False
     """Whether the policy no longer learns, so that programs that do the whole task are wanted most."""
     turns: int = 1
@@ -80,38 +77,6 @@ class Case:
         found, steps = self.episodes[state.episode].snapshot(state.t, self.replay, space)
         self.budget.charge("analyse", steps)
         return found
-
-
-SHORTEST_FINISHING = 400
-"""Rules that are to become part of a policy are tried in episodes of so many steps at least: a game that is cut short
-has not been lost yet."""
-
-
-def whole_episodes(case: Case, purpose: str, allowance: int, ending: int, endless: int) -> PairedEvaluator:
-    """Where rules are tried: in whole episodes, undiscounted, acting as in evaluation.
-
-    Args:
-        case: of the round.
-        purpose: of the steps.
-        allowance: most steps.
-        ending: episodes are cut such that so many last as long as the allowance, where some end by themselves,
-            which may come late;
-        endless: and so many where all go on, the sooner alike.
-    """
-    count = ending if case.ends else endless
-    shortest = SHORTEST_FINISHING if case.finishing else case.config.horizon
-    longest = min(case.task.time_limit, max(allowance // count, shortest))
-    return PairedEvaluator(
-        case.batch,
-        case.policy,
-        1.0,
-        longest,
-        case.budget,
-        purpose,
-        allowance,
-        case.rng,
-        sampled=case.task.sampled_evaluation,
-    )
 
 
 @dataclass(frozen=True)

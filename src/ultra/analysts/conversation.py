@@ -155,9 +155,7 @@ async def ask(
             reply = await correspondent.reply(conversation)
         except NoAnswer as silence:
             problems = (*best.problems, str(silence))
-            return Exchange(
-                title, best.items, problems, conversation.objections, bought, reused, best.repaired, text
-            )
+            return Exchange(title, best.items, problems, conversation.objections, bought, reused, best.repaired, text)
         bought, reused = bought + reply.bought, reused + (not reply.bought)
         parsed = read(reply.text)
         correspondent.judge(reply, parsed.problems)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +31,8 @@ from ultra.tuning.entrants import Proposal
 EFFECTS = "effects.json"
 CONVERSATION = "conversation.json"
 """In the round's folder: the answers that proposed programs, and the report on each."""
+REMIND_EVERY = 60.0
+"""Seconds between two lines that say who is being waited for."""
 
 Result = TypeVar("Result")
 Job = tuple[Question | Conversation, Callable[[str], Parsed]]
@@ -93,7 +96,9 @@ class ReadingAnalyst:
     def _ask_all(self, case: Case, jobs: Sequence[Job]) -> list[Exchange]:
         done = 0
 
-        async def one(correspondent: Correspondent, question: Question | Conversation, read: Callable[[str], Parsed]) -> Exchange:
+        async def one(
+            correspondent: Correspondent, question: Question | Conversation, read: Callable[[str], Parsed]
+        ) -> Exchange:
             nonlocal done
             exchange = await ask(correspondent, question, read)
             done += 1
@@ -101,7 +106,10 @@ class ReadingAnalyst:
             return exchange
 
         async def every() -> list[Exchange]:
-            async with self._open(case) as correspondent:
+            async with (
+                self._open(case) as correspondent,
+                reminding(case.progress, lambda: f"{self.name}: {done} of {len(jobs)} answered"),
+            ):
                 return await gather([one(correspondent, question, read) for question, read in jobs])
 
         exchanges = asyncio.run(every())
@@ -147,6 +155,24 @@ def _remembered(path: Path) -> list[dict[str, str]]:
     except (OSError, ValueError) as error:
         raise RunDirectoryError(f"{path} is damaged ({error}): advise anew") from error
     return turns
+
+
+@asynccontextmanager
+async def reminding(say: Callable[[str], None], what: Callable[[], str]) -> AsyncIterator[None]:
+    """Say at once, and then every minute, what is being waited for and since when."""
+    since = f"{datetime.now():%H:%M:%S}"
+
+    async def remind() -> None:
+        while True:
+            await asyncio.sleep(REMIND_EVERY)
+            say(f"still waiting, since {since}, for {what()}")
+
+    say(f"waiting since {since} for {what()}")
+    reminder = asyncio.create_task(remind())
+    try:
+        yield
+    finally:
+        reminder.cancel()
 
 
 async def gather(jobs: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:

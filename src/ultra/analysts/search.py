@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ultra.advice.records import RULES, Advice, CriticalState, save_rules
-from ultra.analysts.base import Case
+from ultra.advice.records import Advice, CriticalState
+from ultra.analysts.base import Case, Proposals
 from ultra.analysts.random import random_plan
-from ultra.analysts.rules.search import search_rules
+from ultra.analysts.structures import search_proposals
+from ultra.analysts.turns import TurnReport
 from ultra.collection.describe import largest_facts
 from ultra.collection.trajectories import Trajectory
-from ultra.simulation.paired import PairedEvaluator, Candidate, Trial
+from ultra.simulation.paired import Candidate, PairedEvaluator, Trial
 from ultra.tasks.batch import Snapshot
 from ultra.tasks.plans import Plan
 
@@ -31,6 +32,8 @@ SCREENED = 4
 """Candidate states for each critical state that is wanted."""
 SPACING = 4
 """Candidates of one episode lie at least so many steps apart."""
+PROPOSED = 16
+"""Programs for the whole policy that are proposed."""
 LOOK_AHEAD = 24
 """Steps over which a fall of the critic's estimate makes a state a likely candidate."""
 
@@ -74,22 +77,17 @@ class SearchAnalyst:
     def __init__(self, adverse: bool = False) -> None:
         self.name = "worst" if adverse else "search"
         self._sign = -1.0 if adverse else 1.0
-        self._rules = 2 if adverse else 1
 
     def identify(self, case: Case) -> list[CriticalState]:
         """Screen candidate states: where do random plans change the outcome most?
 
         Candidates are drawn in proportion to disappointment. In each round every remaining state
-        tries fresh random plans; the half that they improve less drops out. Where only rules are wanted,
-        nothing is tried: the states are those that disappointed most.
+        tries fresh random plans; the half that they improve less drops out.
         """
         case = _nearer(case)
         candidates = self._candidates(case)
-        if case.config.rules == 1:
-            worst = [replace(state, importance=1.0) for state in candidates[: case.config.states]]
-            return [replace(state, explanation=self._explain_state(case, state, [])) for state in worst]
         snapshots = [case.snapshot(state) for state in candidates]
-        bench = self._bench(case, IDENTIFY_SHARE * (1 - case.config.rules) * case.allowance)
+        bench = self._bench(case, IDENTIFY_SHARE * case.allowance)
         effects: list[list[float]] = [[] for _ in candidates]
         alive = list(range(len(candidates)))
         rounds = max(1, math.ceil(math.log2(max(2, len(alive) / case.config.states))))
@@ -130,19 +128,11 @@ class SearchAnalyst:
         ]
 
     def advise(self, case: Case, states: Sequence[CriticalState]) -> list[Advice]:
-        """Compare plans at the states; then rules, if they are asked for, which go into the round's `rules.jsonl`."""
-        share = case.config.rules
-        advice = self._advise_points(_nearer(case), states) if share < 1 else []
-        if share > 0:
-            rules = search_rules(case, int(share * case.allowance), self._sign, self.name, self._rules)
-            save_rules(rules, case.folder / RULES)
-        return advice
-
-    def _advise_points(self, case: Case, states: Sequence[CriticalState]) -> list[Advice]:
         """Compare random plans at all states by sequential halving, an equal budget in each round."""
+        case = _nearer(case)
         space, config = case.task.action_space, case.config
         snapshots = [case.snapshot(state) for state in states]
-        bench = self._bench(case, (1 - IDENTIFY_SHARE) * (1 - config.rules) * case.allowance)
+        bench = self._bench(case, (1 - IDENTIFY_SHARE) * case.allowance)
         rounds = max(1, math.ceil(math.log2(config.candidates)))
         share = bench.left // rounds
         # One round must afford one pair for every plan; the runs without a plan are shared.
@@ -159,6 +149,11 @@ class SearchAnalyst:
         best = [max((a for a in arms if a.place == place), key=lambda a: a.mean) for place in range(places)]
         largest = max((abs(arm.mean) for arm in best), default=0.0) or 1.0
         return [self._advice(case, states[arm.place], arm, largest) for arm in best if arm.mean > 0]
+
+    def propose(self, case: Case, states: Sequence[CriticalState], report: TurnReport | None) -> Proposals:
+        """Structures that follow from the card, once: the race tunes their numbers. The adversary proposes none."""
+        wanted = report is None and self._sign > 0
+        return Proposals(tuple(search_proposals(case, PROPOSED)) if wanted else ())
 
     def _compare(
         self, arms: list[_Arm], places: int, snapshots: list[Snapshot], bench: PairedEvaluator, share: int, horizon: int

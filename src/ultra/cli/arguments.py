@@ -78,7 +78,7 @@ class EvaluateArguments:
     """Score a policy: whole episodes in Gymnasium's own environment, most likely actions."""
 
     policy: Positional[Path]
-    """Directory of the policy, or a zip of Stable-Baselines3 (PPO or A2C)."""
+    """Directory of the policy, a zip of Stable-Baselines3 (PPO or A2C), or `shipped:NAME`."""
     task: str
     """A known task (`ultra tasks`) or a Gymnasium id."""
     episodes: int = 20
@@ -124,7 +124,7 @@ class ExportArguments:
     """
 
     policy: Positional[Path]
-    """Directory of the policy, or a zip of Stable-Baselines3."""
+    """Directory of the policy, a zip of Stable-Baselines3, or `shipped:NAME`."""
     task: str
     """A known task (`ultra tasks`) or a Gymnasium id; its spaces are written into the zip."""
     out: Path

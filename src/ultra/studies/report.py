@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ultra.common import html
 from ultra.common.errors import RunDirectoryError
-from ultra.common.files import make_directory, write_atomically, write_json
+from ultra.common.files import make_directory, to_json_text, write_atomically, write_json
 from ultra.common.statistics import Estimate
 from ultra.pipeline.reporting import markdown_table, row_of, write_csv
 from ultra.studies.figures import draw_profiles, draw_task_curves
@@ -176,7 +175,7 @@ def _page(summary: Summary, pictures: Mapping[str, Path]) -> str:
         if title in pictures:
             parts.append(html.image(pictures[title], title))
     results = [{"contender": run.contender, **run.result} for run in summary.finished]
-    parts.append(html.folded("Results as JSON", json.dumps(results, indent=1)))
+    parts.append(html.folded("Results as JSON", to_json_text(results, "the report", "indented")))
     names = ", ".join(task.name for task in summary.study.tasks)
     return html.page(f"ULTRA study: {names}", parts)
 

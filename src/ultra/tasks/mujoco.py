@@ -90,7 +90,8 @@ class MujocoBatch:
         self._states[indices] = 0.0
         self._clock[indices] = 0
         for index, seed in zip(indices, seeds, strict=True):
-            self._qpos[index], self._qvel[index] = self._physics.start(np.random.default_rng(seed), *self._initial)
+            generator = np.random.default_rng(seed)  # the one that Gymnasium seeds, not a stream of ours
+            self._qpos[index], self._qvel[index] = self._physics.start(generator, *self._initial)
         return self._observe(indices)
 
     def step(self, actions: Actions, live: Live = None) -> Step:

@@ -1,8 +1,9 @@
 """A race of programs: all play, the better ones are tuned on, and the best are put on top of each other.
 
-Every comparison is on common episodes: all entrants of a round, all their settings and the agent alone start from
-the same states. Halving as in Karnin et al. (ICML 2013), so that a dozen ideas cost little more than one. Whoever
-wins was lucky too: only `ultra.verification`, in fresh episodes, says what the winner is worth.
+Every comparison is on common episodes: all entrants of a generation, all their settings and the agent alone start
+from the same states, and every generation from fresh ones. The better part goes on, as in sequential halving (Karnin
+et al., ICML 2013), first among programs, then among their settings. Whoever wins was lucky too: only
+`ultra.verification`, in fresh episodes, says what the winner is worth.
 """
 
 from __future__ import annotations
@@ -14,25 +15,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.programs.compiled import Controller
-from ultra.programs.records import Program
 from ultra.simulation.paired import PairedEvaluator
-from ultra.tuning.entrants import POPULATION, CompilePrograms, Entrant
+from ultra.tuning.entrants import CompilePrograms, Entrant, Programs
 
-CUTS = (3, 2, 1)
-"""Entrants that go on after the first round, the second, and all later ones."""
-FIRST_ROUND, LAST_EPISODES = 0.4, 0.15
+SCREENING, COMPARING = 0.35, 0.3
 """Shares of the allowance: at most for the first round, and for the comparison at the end."""
-STARTS = 2
-"""Common starts of a generation, where the allowance lasts for at least `GENERATIONS` generations of that."""
-GENERATIONS = 6
+CUTS = (4, 3, 2, 1)
+"""Programs that go on after the first round, the second, the third, and all later ones."""
+GENERATIONS = 10
+"""Where episodes are short, a generation has so many starts that the allowance lasts for so many generations."""
+MOST_STARTS = 16
+"""Common starts of a generation."""
 ROOM = 1.5
-"""Where the agent's episodes end by themselves, episodes are not cut shorter than so many times what they last."""
-ENDLESS = 0.2
-"""Where they do not, not shorter than this share of the longest."""
+"""Episodes of a generation are cut at so many times what the agent's own, or the better half of the generation before,
+lasted."""
+ENDLESS = 0.25
+"""Where the agent's episodes do not end by themselves, at this share of the longest."""
 SHORTEST = 50
 """Nor shorter than so many steps."""
-FINAL_EPISODES = (4, 12)
-"""Fewest and most common episodes in the comparison at the end."""
+TOGETHER = 64
+"""Episodes that are played at once."""
+TOP, STACKS = 4, 2
+"""Candidates at the end: so many of the best settings, and so many pairs of programs on top of each other."""
+FINALISTS = (8, 4, 2)
+"""Candidates in each round of the comparison at the end."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Standing:
         ended: share of episodes that the task itself ended.
     """
 
-    programs: tuple[Program, ...]
+    programs: Programs
     differences: NDArray[np.float64]
     lengths: NDArray[np.int64]
     ended: float
@@ -63,7 +69,8 @@ class Race:
 
     Attributes:
         entrants: in the order of the proposals, each with the episodes that it played.
-        standings: what the comparison at the end found, the best first; empty if there were no steps for it.
+        standings: what the comparison at the end found, the best first; those that played in its last round come
+            before the others. Empty if nothing looked better than the agent alone, or there were no steps for it.
         alone: (episodes,) returns of the agent alone in that comparison.
         steps: that the race took.
     """
@@ -108,96 +115,152 @@ class _Race:
         self._entrants, self._evaluator = tuple(entrants), evaluator
         self._compile, self._say = compile_all, say
         self._allowance, self._before = allowance, evaluator.left
-        enough = ROOM * usual if usual is not None else ENDLESS * evaluator.horizon
-        self._shortest = min(evaluator.horizon, max(SHORTEST, int(enough)))
+        self._ends = usual is not None
+        first = ROOM * usual if usual is not None else ENDLESS * evaluator.horizon
+        self._longest = self._within(first)
+        self._generations = 0
 
     @property
-    def _spent(self) -> int:
-        return self._before - self._evaluator.left
+    def _left(self) -> int:
+        return self._allowance - (self._before - self._evaluator.left)
+
+    def _within(self, steps: float) -> int:
+        return min(self._evaluator.horizon, max(SHORTEST, int(steps)))
 
     def run(self) -> Race:
-        for_tuning = int((1 - LAST_EPISODES) * self._allowance)
-        alive = self._first_round(int(FIRST_ROUND * self._allowance))
+        reserved = int(COMPARING * self._allowance)
+        alive = self._screen(int(SCREENING * self._allowance))
         number = 0
-        while alive:
-            keep = CUTS[min(number, len(CUTS) - 1)]
-            alive = sorted(alive, key=lambda entrant: -entrant.score)[:keep]
+        while alive and any(entrant.tuner.tunable for entrant in alive):
+            alive = sorted(alive, key=lambda entrant: -entrant.score)[: CUTS[min(number, len(CUTS) - 1)]]
             number += 1
-            if not any(entrant.tunable for entrant in alive) or not self._round(alive, for_tuning - self._spent):
+            if not self._generation(alive, reserved):
                 break
-        ranked = sorted(self._entrants, key=lambda entrant: -np.nan_to_num(entrant.gain, nan=-np.inf))
-        standings, alone = self._compare([e for e in ranked if np.isfinite(e.gain)])
-        return Race(self._entrants, tuple(standings), alone, self._spent)
+            if number > 1:
+                alive = [entrant for entrant in alive if entrant.score > 0]
+        candidates = self._candidates()
+        standings, alone = self._compare(candidates) if candidates else ([], np.zeros(0))
+        self._credit(standings)
+        return Race(self._entrants, tuple(standings), alone, self._allowance - self._left)
 
-    def _first_round(self, allowance: int) -> list[Entrant]:
-        """All play: a generation of each where the steps last for it, else each once as it was given."""
-        tunable = sum(entrant.tunable for entrant in self._entrants)
-        whole = 1 + len(self._entrants) + tunable * (POPULATION - 1)
-        settings = POPULATION if allowance // max(1, whole) >= self._shortest else 1
-        room = max(1, allowance // self._shortest - 1)
-        entrants = list(self._entrants) if settings > 1 else list(self._entrants[:room])
-        if not entrants or not self._generation(entrants, settings, 1, allowance):
+    # -- rounds --------------------------------------------------------------------------------------
+
+    def _screen(self, allowance: int) -> list[Entrant]:
+        """All play: as many settings of each as the steps last for, at least one."""
+        if not self._entrants:
             return []
-        late = list(self._entrants[len(entrants) :])
-        while late and settings == 1:  # what was saved by episodes that ended early lasts for more
-            room = (allowance - self._spent) // self._shortest - 1
-            if room < 1 or not self._generation(late[:room], 1, 1, allowance - self._spent):
-                break
-            late = late[room:]
-        played = [entrant for entrant in self._entrants if entrant.episodes]
-        self._say(f"raced {len(played)} of {len(self._entrants)} programs in {self._spent:,} steps")
+        starts = self._starts(sum(entrant.tuner.population for entrant in self._entrants), allowance, 1)
+        room = allowance // (starts * self._longest)
+        most = max(1, -(-room // len(self._entrants)))
+        self._play(list(self._entrants), most, starts, 0)
+        played = [entrant for entrant in self._entrants if entrant.tried]
+        self._say(f"raced {len(played)} of {len(self._entrants)} programs in {self._allowance - self._left:,} steps")
         return played
 
-    def _round(self, alive: list[Entrant], allowance: int) -> bool:
+    def _generation(self, alive: list[Entrant], reserved: int) -> bool:
         """One more generation of each; returns whether there were steps for it."""
-        one = (1 + POPULATION * len(alive)) * self._shortest
-        starts = STARTS if allowance >= GENERATIONS * STARTS * one else 1
-        return self._generation(alive, POPULATION, starts, allowance)
-
-    def _generation(self, entrants: list[Entrant], settings: int, starts: int, allowance: int) -> bool:
-        points = [entrant.generation(settings) for entrant in entrants]
-        count = starts * (1 + sum(len(part) for part in points))
-        longest = min(self._evaluator.horizon, min(allowance, self._evaluator.left) // count)
-        if longest < min(self._shortest, self._evaluator.horizon):
+        count = sum(entrant.tuner.population for entrant in alive)
+        starts = self._starts(count, self._left - reserved, GENERATIONS // 2)
+        if (1 + count) * starts * self._longest > self._left - reserved:
             return False
-        controllers = [
-            entrant.controller(point) for entrant, part in zip(entrants, points, strict=True) for point in part
-        ]
-        played = self._evaluator.play([None, *controllers], self._evaluator.seeds(starts), longest).returns
+        return self._play(alive, max(entrant.tuner.population for entrant in alive), starts, reserved)
+
+    def _starts(self, settings: int, allowance: int, generations: int) -> int:
+        """Common starts of a generation with so many settings."""
+        affordable = allowance // (generations * (1 + settings) * self._longest)
+        return int(np.clip(affordable, 1, MOST_STARTS))
+
+    def _play(self, entrants: list[Entrant], settings: int, starts: int, reserved: int) -> bool:
+        points = [entrant.tuner.ask(settings) for entrant in entrants]
+        controllers = [e.tuner.controller(point) for e, part in zip(entrants, points, strict=True) for point in part]
+        played = self._common([None, *controllers], starts, self._longest, reserved)
+        if played is None:
+            return False
+        returns, lengths = played
         row = 1
         for entrant, part in zip(entrants, points, strict=True):
-            entrant.told(part, played[row : row + len(part)], played[0])
+            rows = slice(row, min(row + len(part), len(returns)))
             row += len(part)
+            if rows.start < len(returns):
+                gains = (returns[rows] - returns[0]).mean(axis=1)
+                entrant.told(part[: len(gains)], gains, self._generations, starts)
+        self._generations += 1
+        if self._ends:
+            better = np.sort(lengths.mean(axis=1))[len(lengths) // 2 :]
+            self._longest = max(self._longest, self._within(ROOM * float(np.median(better))))
         return True
 
-    def _compare(self, ranked: list[Entrant]) -> tuple[list[Standing], NDArray[np.float64]]:
-        """The best few as given, as tuned, as they did best, and on top of each other, on common fresh episodes."""
-        if not ranked:
-            return [], np.zeros(0)
-        candidates: list[tuple[Program, ...]] = [(program,) for e in ranked[: CUTS[0]] for program in e.finalists]
-        leader = ranked[0].best or ranked[0].centre
-        candidates += [
-            (leader, other.best or other.centre) for other in ranked[1 : 1 + CUTS[0]] if other.gain > 0
-        ]
-        candidates = list(dict.fromkeys(candidates))
-        left = min(self._allowance - self._spent, self._evaluator.left)
-        least, most = FINAL_EPISODES
-        longest = self._evaluator.horizon
-        while len(candidates) > 1 and left // (least * (1 + len(candidates))) < min(longest, 2 * self._shortest):
-            candidates.pop()
-        episodes = int(np.clip(left // (longest * (1 + len(candidates))), least, most))
-        longest = min(longest, left // (episodes * (1 + len(candidates))))
-        if longest < min(self._shortest, self._evaluator.horizon):
-            return [], np.zeros(0)
-        controllers = [Controller.of(self._compile(programs)) for programs in candidates]
-        played = self._evaluator.play([None, *controllers], self._evaluator.seeds(episodes), longest)
+    def _common(
+        self, controllers: Sequence[Controller | None], starts: int, longest: int, reserved: int = 0
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
+        """Returns and lengths (controllers, starts) from common fresh starts; fewer rows if the steps run out."""
+        seeds = self._evaluator.seeds(starts)
+        returns, lengths = [], []
+        waiting = list(controllers)
+        while waiting:
+            room = min(TOGETHER // starts or 1, (self._left - reserved) // (starts * longest))
+            if room < 1 or (not returns and room < 2):
+                break
+            played = self._evaluator.play(waiting[:room], seeds, longest)
+            waiting = waiting[room:]
+            returns.append(played.returns)
+            lengths.append(played.lengths)
+        return (np.concatenate(returns), np.concatenate(lengths)) if returns else None
+
+    # -- the comparison at the end --------------------------------------------------------------------
+
+    def _candidates(self) -> list[Programs]:
+        """What did best, what it was tuned to, and the best of different proposals on top of each other."""
+        promising = sorted((e for e in self._entrants if e.tried and e.score > 0), key=lambda entrant: -entrant.score)
+        if not promising:
+            return []
+        settings = sorted(
+            (setting for entrant in promising for setting in entrant.tuner.settings if setting.difference > 0),
+            key=lambda setting: -setting.difference,
+        )
+        leaders = [(e.best,) for e in promising if e.best is not None]
+        found: list[Programs] = [leaders[0], promising[0].tuner.at(promising[0].tuner.centre)]
+        found += [setting.programs for setting in settings[:TOP]]
+        found += [leaders[0] + other for other in leaders[1 : 1 + STACKS]]
+        found += [leader for leader in leaders[1:]]
+        return list(dict.fromkeys(found))[: FINALISTS[0]]
+
+    def _compare(self, candidates: list[Programs]) -> tuple[list[Standing], NDArray[np.float64]]:
+        """Halving among candidates in whole episodes: those that are left have played all the same ones."""
+        horizon = self._evaluator.horizon
+        returns = {programs: np.zeros(0) for programs in candidates}
+        lengths = {programs: np.zeros(0, np.int64) for programs in candidates}
+        alone, compiled = np.zeros(0), {programs: Controller.of(self._compile(programs)) for programs in candidates}
+        order = list(candidates)
+        for number, most in enumerate(FINALISTS):
+            share = self._left // (len(FINALISTS) - number)
+            most = min(most, max(2, share // horizon - 1))
+            order = order[:most]
+            episodes = int(np.clip(share // (horizon * (1 + len(order))), 1, MOST_STARTS))
+            played = self._common([None, *(compiled[programs] for programs in order)], episodes, horizon)
+            if played is None or len(played[0]) <= len(order):
+                break
+            alone = np.append(alone, played[0][0])
+            for row, programs in enumerate(order, start=1):
+                returns[programs] = np.append(returns[programs], played[0][row])
+                lengths[programs] = np.append(lengths[programs], played[1][row])
+            means = {programs: returns[programs].mean() for programs in order}
+            order = sorted(order, key=lambda programs: -means[programs])
+        ranked = sorted(candidates, key=lambda c: (-len(returns[c]), order.index(c) if c in order else len(order)))
         standings = [
-            Standing(
-                programs,
-                played.returns[row] - played.returns[0],
-                played.lengths[row],
-                float(played.terminated[row].mean()),
-            )
-            for row, programs in enumerate(candidates, start=1)
+            Standing(c, returns[c] - alone[: len(returns[c])], lengths[c], float((lengths[c] < horizon).mean()))
+            for c in ranked
+            if len(returns[c])
         ]
-        return sorted(standings, key=lambda standing: -standing.gain), played.returns[0]
+        return standings, alone
+
+    def _credit(self, standings: Sequence[Standing]) -> None:
+        """Tell the entrants what the comparison found."""
+        for standing in reversed(standings):
+            for entrant in self._entrants:
+                names = {program.name for program in standing.programs}
+                if entrant.proposal.program.name in names:
+                    if len(names) == 1:
+                        entrant.gain, entrant.best = standing.gain, standing.programs[0]
+                    else:
+                        entrant.gain_in_set = np.fmax(entrant.gain_in_set, standing.gain)

@@ -1,1 +1,0 @@
-"""The search for rules: ideas, the race between them, and the climb."""
