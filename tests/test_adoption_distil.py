@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from ultra.adoption.distil import Distilled, DistilSettings, distil, widened
-from ultra.errors import UltraError
-from ultra.normalizer import Normalizer
-from ultra.policy import Architecture, Policy, create_policy, flatten
+from ultra.common.errors import UltraError
+from ultra.policies.normalizer import Normalizer
+from ultra.policies.policy import Architecture, Policy, create_policy, flatten
 from ultra.programs.compiled import Controller, compile_programs
 from ultra.programs.executor import Executor
 from ultra.programs.records import Program
@@ -146,7 +146,7 @@ def test_a_widened_policy_acts_as_before_and_its_new_units_can_learn(hidden: tup
 
 
 def _outputs(params: Any, seen: Any) -> Any:
-    from ultra.policy import actor_critic
+    from ultra.policies.policy import actor_critic
 
     return actor_critic(params, seen)[0]
 

@@ -13,11 +13,11 @@ from tests.test_adoption_graft import ARM, NAMES, controller, policy_of, visited
 
 from ultra.adoption.reading import Reading
 from ultra.adoption.standalone import ExportError, export_standalone, observation_reading
-from ultra.plans import Plan, Segment
-from ultra.policy import Architecture, Policy, create_policy
+from ultra.policies.policy import Architecture, Policy, create_policy
 from ultra.programs.compiled import Controller
 from ultra.programs.executor import Executor
-from ultra.spaces import ActionSpace, Continuous, Discrete
+from ultra.tasks.plans import Plan, Segment
+from ultra.tasks.spaces import ActionSpace, Continuous, Discrete
 
 EVERYTHING: dict[str, Any] = {
     "clocks": {"c": "0.2 + 0.1 * abs(b)"},

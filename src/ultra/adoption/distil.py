@@ -18,12 +18,12 @@ import numpy as np
 import optax
 from numpy.typing import NDArray
 
-from ultra.errors import UltraError
-from ultra.policy import Architecture, Params, Policy, actor_critic, create_policy, normalize
+from ultra.common.errors import UltraError
+from ultra.policies.policy import Architecture, Params, Policy, actor_critic, create_policy, normalize
 from ultra.programs.compiled import Controller
 from ultra.programs.executor import Executor
-from ultra.spaces import Actions, Continuous, Discrete
 from ultra.tasks.batch import Batch, Observations
+from ultra.tasks.spaces import Actions, Continuous, Discrete
 from ultra.tasks.task import Task
 
 HELD_OUT = 5

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.adoption.reading import Reading
-from ultra.errors import UltraError
-from ultra.files import write_atomically
-from ultra.policy import Policy
+from ultra.common.errors import UltraError
+from ultra.common.files import write_atomically
+from ultra.policies.policy import Policy
 from ultra.programs.compiled import Compiled, Controller
 from ultra.programs.expression import Tape
-from ultra.spaces import Discrete, mixing
 from ultra.tasks.batch import Facts, Observations
+from ultra.tasks.spaces import Discrete, mixing
 
 _PLACE = 'DATA = ""'
 
