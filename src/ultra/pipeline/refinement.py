@@ -18,6 +18,7 @@ import numpy as np
 
 from ultra.advice.records import Advice, load_advice, load_states, save_advice, save_states
 from ultra.analysts.base import Case
+from ultra.analysts.programs_file import ProgramsAnalyst
 from ultra.analysts.registry import get_analyst
 from ultra.collection.collect import collect, collect_within
 from ultra.collection.trajectories import Episodes, Trajectory, save_trajectory
@@ -83,6 +84,7 @@ class Refinement:
             check_fits(policy, task.name, task.observation_size, task.action_space, task.card.fact_names)
             check_snapshots(task, config.method)
             check_budget(config)
+            check_analyst(config, task)
             run = Run.start(path, "refine", config)
             for line in (*found.notes, *(f"warning: {warning}" for warning in found.warnings)):
                 reporter.say(line)
@@ -138,7 +140,7 @@ class Refinement:
     @cached_property
     def rounds(self) -> tuple[Round, ...]:
         """What each round does, and may spend."""
-        return schedule(self.config, self.decision.order, self.decision.steps)
+        return schedule(self.config, self.decision.order, self.task.time_limit, self.decision.steps)
 
     def run_stage(self, stage: str, number: int = 1) -> None:
         """Run one stage of one round, unless it is done.
@@ -227,7 +229,7 @@ class Refinement:
         analyst = get_analyst(analyst_of(self.config))
         with self.case(plan.number, "identify") as case:
             states = analyst.identify(case)
-        if not states and plan.points and not plan.programs:
+        if not states and plan.points and not isinstance(analyst, ProgramsAnalyst):
             raise UltraError(f"analyst {analyst.name!r} found no critical state: raise --analyse.share")
         states = [replace(state, round=plan.number) for state in states]
         save_states(states, self.run.round(plan.number) / "states.jsonl")
@@ -267,7 +269,7 @@ class Refinement:
                 left = min(plan.race - (self.budget.used - before), self.budget.remaining)
                 if not search.turn(turn, analyst, states, left):
                     break
-            search.prove()
+            search.prove(plan.prove + max(0, plan.race - (self.budget.used - before)))
 
     def _finetune(self, plan: Round) -> None:
         policy = self._policy(plan.number)
@@ -486,6 +488,19 @@ def check_snapshots(task: Task, method: str) -> None:
             f"{task.name} does not repeat itself: the same seed and actions lead elsewhere, so advice cannot be tried; "
             "use --method ppo, or draw all randomness from self.np_random (docs/own-environment.md)"
         )
+
+
+def check_analyst(config: RefineConfig, task: Task) -> None:
+    """Check that a run's analyst exists, and that what it has to say already fits the task.
+
+    Raises:
+        UltraError: if it does not; nothing has been spent yet.
+    """
+    if not takes_advice(config.method):
+        return
+    analyst = get_analyst(config.analyst)
+    if isinstance(analyst, ProgramsAnalyst):
+        analyst.check(task)
 
 
 def task_of(config: Any) -> Task:
