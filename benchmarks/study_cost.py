@@ -110,7 +110,7 @@ def shares(config: RefineConfig) -> dict[str, float]:
     """The most that a run may simulate without learning, as shares of its steps; a mask network learns."""
     parts: dict[str, float] = {}
     for plan in schedule(config, "last", get_task(config.task).time_limit):
-        for name in ("collect", "analyse", "verify", "race", "prove", "distil", "choose"):
+        for name in ("collect", "analyse", "verify", "race", "prove", "choose"):
             part = 0 if name == "analyse" and analyst_of(config) in ("statemask", "random") else getattr(plan, name)
             parts[name] = parts.get(name, 0.0) + part / config.steps
     return parts

@@ -82,7 +82,7 @@ def config(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> RefineConf
         collect=CollectConfig(episodes=8),
         analyse=AnalyseConfig(states=2, candidates=2, plan_steps=4, horizon=8),
         audit=AuditConfig(replays=0),
-        programs=ProgramsConfig(share=0.9, ask="first", structures=False, distil=0.3),
+        programs=ProgramsConfig(share=0.7, ask="first", structures=False, distil=0.3),
         ppo=PPOConfig(environments=4, rollout_steps=32, minibatch=32, epochs=1),
         evaluate=EvaluateConfig(episodes=6),
     )

@@ -204,7 +204,7 @@ class VerifyConfig:
 class ProgramsConfig:
     """Programs for the whole policy: proposed in turns, raced, tuned, verified, and adopted."""
 
-    share: Annotated[float, arg(aliases=["--programs-share"])] = 0.4
+    share: Annotated[float, arg(aliases=["--programs-share"])] = 0.35
     """Share of the step budget for all of that; 0 asks for none. Methods `ultra-a` and `ultra-ra` with verified trust
     only: programs act."""
     ask: Annotated[Literal["auto", "first", "last"], arg(aliases=["--ask"])] = "auto"
@@ -220,14 +220,13 @@ class ProgramsConfig:
     """How verified programs become part of the policy: put into its network exactly where possible, else taught to
     it (DAgger), else kept as programs; or one of these alone."""
     distil: float = 0.25
-    """Part of the share for teaching programs to the network, at most."""
+    """Steps for teaching programs to the network, as a part of that share, at most; they are taken from what is left."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.share < 1, "programs.share", self.share, "in [0, 1)")
         _check(1 <= self.turns <= 20, "turns", self.turns, "between 1 and 20")
         _check(0 < self.verify < 1, "programs.verify", self.verify, "between 0 and 1")
         _check(0 <= self.distil < 1, "programs.distil", self.distil, "in [0, 1)")
-        _check(self.verify + self.distil < 1, "programs.distil", self.distil, "below 1 together with --programs.verify")
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ class Round:
         points: whether advice at critical states is asked for, verified and trained with.
         programs: whether programs are asked for, raced and adopted.
         end: steps of the whole budget that may have been used when it is over.
-        collect, analyse, verify, race, prove, distil, choose: most steps for episodes, the analyst's simulations,
-            verifying advice, racing programs, verifying them, teaching them to the network, choosing among policies.
+        collect, analyse, verify, race, prove, choose: most steps for episodes, the analyst's simulations, verifying advice,
+            racing programs, verifying them, choosing among policies.
         train: steps that are left for training if all of that is used up; 0 where nothing is trained.
     """
 
@@ -43,7 +43,6 @@ class Round:
     verify: int = 0
     race: int = 0
     prove: int = 0
-    distil: int = 0
     choose: int = 0
     train: int = 0
 
@@ -75,8 +74,8 @@ def schedule(config: RefineConfig, order: Order, time_limit: int, used: int = 0)
 def _programs_parts(config: RefineConfig, steps: int, time_limit: int) -> dict[str, int]:
     """How steps for programs are divided: what the race finds must not be lost for lack of steps to verify it."""
     enough = min(2 * FIRST_LOOK * time_limit, int(MOST_PROVED * steps))
-    prove, distil = max(enough, int(config.programs.verify * steps)), int(config.programs.distil * steps)
-    return {"prove": prove, "distil": distil, "race": steps - prove - distil}
+    prove = max(enough, int(config.programs.verify * steps))
+    return {"prove": prove, "race": steps - prove}
 
 
 def _training_round(
@@ -114,7 +113,6 @@ def describe(rounds: tuple[Round, ...], config: RefineConfig) -> list[str]:
         "verify": "verifying advice",
         "race": "racing and tuning programs",
         "prove": "verifying programs",
-        "distil": "teaching programs",
         "choose": "choosing a policy",
         "train": "training",
     }
