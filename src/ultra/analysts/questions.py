@@ -27,6 +27,7 @@ from ultra.common.errors import UltraError
 from ultra.programs.expression import SYNTAX
 from ultra.programs.records import LIMITS
 from ultra.tasks import Task
+from ultra.tasks.card import Fact
 from ultra.tasks.plans import MOST_CONTINUOUS_STEPS, MOST_DISCRETE_STEPS
 from ultra.tasks.spaces import Discrete
 
@@ -258,7 +259,7 @@ def _question(name: str, title: str, brief: Brief, values: Mapping[str, str], sc
 def task_text(brief: Brief) -> str:
     """What the task is about: its card, and what its actions do."""
     card = brief.task.card
-    facts = [f"- {f.name}{f' [{f.unit}]' if f.unit else ''}: {f.meaning}" for f in card.facts]
+    facts = _facts(card.facts)
     parts = [
         f"# Task: {card.title}",
         f"Goal: {card.goal}",
@@ -271,6 +272,24 @@ def task_text(brief: Brief) -> str:
         "Measured effects of actions (trust these over any assumption):\n" + describe_effects(brief.effects),
     ]
     return "\n\n".join(parts)
+
+
+def _facts(facts: Sequence[Fact]) -> list[str]:
+    """A line for each fact; velocities of joints that stand side by side share one."""
+    lines: list[str] = []
+    names = {fact.name for fact in facts}
+    speeds: list[str] = []
+    for fact in (*facts, None):
+        angle = fact.name.removesuffix("_velocity") + "_angle" if fact else ""
+        if fact is not None and fact.unit == "rad/s" and angle in names and angle != f"{fact.name}_angle":
+            speeds.append(fact.name)
+            continue
+        if speeds:
+            lines.append(f"- {', '.join(speeds)} [rad/s]: turning of these joints")
+            speeds = []
+        if fact is not None:
+            lines.append(f"- {fact.name}{f' [{fact.unit}]' if fact.unit else ''}: {fact.meaning}")
+    return lines
 
 
 def worked_case(task: Task, part: int) -> str:

@@ -27,8 +27,9 @@ RUN_UP = (0, 4, 8, 12, 18, 24, 32)
 """Steps before a reward that stands out which are shown with it, as far as there is room."""
 DIFFER = 0.15
 """A most likely action is told beside the one taken if they differ by more than this share of the range."""
-BEFORE, AFTER, THINNED = 6, 10, 4
-"""Around a critical state every step is shown from so many before to so many after; then every fourth."""
+BEFORE, AFTER, THINNED, CLOSEST = 6, 10, 4, 3
+"""Around a critical state every step is shown from so many before to so many after; then every fourth; fewer
+where that costs too much, but no fewer than the last of these numbers."""
 
 
 class Episode(Protocol):
@@ -214,10 +215,10 @@ def describe_outcome(task: Task, episode: Episode, split: Split | None = None) -
     steps = len(episode)
     total = float(episode.rewards.sum())
     lines = [f"The episode lasted {steps} steps with a return of {total:.2f}; {_end(task, episode)}."]
-    last = ", ".join(
-        f"{fact.name} {_number(value, fact.decimals)}" for fact, value in zip(task.card.facts, episode.facts[-1], strict=True)
-    )
-    lines.append(f"After the last step: {last}.")
+    if episode.terminated:
+        pairs = zip(task.card.facts, episode.facts[-1], strict=True)
+        last = ", ".join(f"{fact.name} {_number(value, fact.decimals)}" for fact, value in pairs)
+        lines.append(f"After the last step: {last}.")
     events = events_of(episode)
     for reward in sorted(set(episode.rewards[events].round(3).tolist())):
         times = events[np.abs(episode.rewards[events] - reward) < 1e-3]
@@ -309,25 +310,26 @@ def describe_windows(task: Task, episode: Episode, times: Sequence[int], plan: i
     table = _Table(task, episode)
     marked = set(times)
     row = count_tokens(table.row(len(episode) // 2) + "\n")
-    after, thinned = AFTER, THINNED
+    before, after, thinned = BEFORE, AFTER, THINNED
     while True:
-        shown = sorted({t for time in times for t in _around(time, len(episode), after, thinned, plan)})
-        if len(shown) * row <= tokens or after <= 4:
+        spans = [_around(time, len(episode), before, after, thinned, plan) for time in times]
+        shown = sorted({t for span in spans for t in span})
+        if len(shown) * row <= tokens or after <= CLOSEST:
             break
-        after, thinned = after - 1, thinned + 1
+        before, after, thinned = max(CLOSEST, before - 1), after - 1, thinned + 1
     parts: list[str] = []
-    before = -2
+    last = -thinned - 1
     for t in shown:
-        if t > before + thinned:
+        if t > last + thinned:
             parts.append(f"from t = {t}:")
         parts.append(table.row(t) + (" <- critical" if t in marked else ""))
-        before = t
+        last = t
     notes = " ".join(table.notes)
     return "\n".join(([notes] if notes else []) + [table.header, *parts])
 
 
-def _around(time: int, steps: int, after: int, thinned: int, plan: int) -> list[int]:
-    close = range(max(0, time - BEFORE), min(steps, time + after + 1))
+def _around(time: int, steps: int, before: int, after: int, thinned: int, plan: int) -> list[int]:
+    close = range(max(0, time - before), min(steps, time + after + 1))
     late = range(time + after + thinned, min(steps, time + plan + thinned), thinned)
     return [*close, *late]
 

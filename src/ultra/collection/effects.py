@@ -35,6 +35,8 @@ ALIKE = 0.9
 """A split by a median must bring the variance of the effects within its halves down to this share."""
 SHOWN = 3
 """Facts shown for each action: those that change most."""
+MANY = 4
+"""Where a phase has more effects than these, one fact less is shown for each."""
 NEUTRAL = ("stay", "noop", "none", "nothing", "wait", "idle")
 """Names of actions that do nothing."""
 
@@ -336,7 +338,8 @@ def describe_effects(effects: Effects | None) -> str:
         where = f"Where {phase.label}" if phase.label else "Over all"
         lines.append(f"{where} ({phase.states} states tried):")
         for effect in phase.effects:
-            parts = [f"{name} {' '.join(f'{value:+g}' for value in values)}" for name, values in effect.changes]
+            changes = effect.changes[: SHOWN if len(phase.effects) <= MANY else SHOWN - 1]
+            parts = [f"{name} {' '.join(f'{value:+g}' for value in values)}" for name, values in changes]
             parts += [f"reward {effect.reward:+.2g}"] if effect.reward else []
             held = f" for {effect.steps}" if _holds_differ(effects) else ""
             lines.append(f"- {effect.action}{held}: {'; '.join(parts) or 'nothing worth naming'}")
