@@ -171,6 +171,7 @@ def guidance_over(
         anneal_until: share of training after which it does nothing any more; by default as in a refinement.
     """
     import numpy as np
+
     from ultra.advice.records import Advice, AdviceBook, CriticalState, Entry, Verification, calibrate
     from ultra.config import GuidanceConfig
     from ultra.finetuning.ultra import UltraGuidance
@@ -188,9 +189,7 @@ def guidance_over(
     taken = np.zeros((4, found.action_space.size), np.float32)
     book = AdviceBook(tuple(Entry(advice, row, b"", taken) for row in facts), columns, scale, radius)
     settings = GuidanceConfig(restart=0.0, anneal_until=anneal_until)  # its states were never saved to start from
-    return UltraGuidance(
-        book, found.action_space, settings, environments, on_actions=True, on_rewards=True, rng=rng
-    )
+    return UltraGuidance(book, found.action_space, settings, environments, on_actions=True, on_rewards=True, rng=rng)
 
 
 def guided(task: str, away: float) -> Measured:

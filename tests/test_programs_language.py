@@ -367,6 +367,7 @@ def _larger(terms: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     )
 
 
+@settings(deadline=None)
 @given(programs())
 def test_programs_go_through_json_and_back(value: dict[str, Any]) -> None:
     program = Program.from_json(value)
@@ -497,11 +498,13 @@ def test_random_and_hostile_programs_are_read_or_refused(count: int) -> None:
     assert 0.01 < accepted / count < 0.9
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_no_text_does_anything_but_parse_or_be_refused(text: str) -> None:
     _try_expression(text)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="xy01.<>=+-*/%() andortifelsepv,", max_size=40))
 def test_near_misses_are_refused_without_a_crash(text: str) -> None:
     _try_expression(text)
@@ -514,7 +517,7 @@ _JSON = st.recursive(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from([None, *WAVE]), _JSON)
 def test_any_json_is_a_program_or_is_refused(part: str | None, value: Any) -> None:
     _try_program(value if part is None else WAVE | {part: value})

@@ -370,9 +370,8 @@ def test_nothing_is_left_in_a_slot_by_the_branch_before(size: int) -> None:
 def test_a_policy_with_programs_acts_with_them_everywhere() -> None:
     """The programs of a policy come before those that are tried on top of it."""
     policy = walker(FORCE)
-    own = AttachedPrograms(
-        (Program("own", (Assignment(set=(("force", "0.25"),)),)),), ("place", "wave", "other"), ("force",)
-    )
+    quarter = Program("own", (Assignment(set=(("force", "0.25"),)),))
+    own = AttachedPrograms(((quarter,),), ("place", "wave", "other"), ("force",))
     policy = replace(policy, attached=own)
     double = program(Assignment(set=(("force", "2 * agent(force)"),)))
     branches = [Branch(1, 5, reset_seed=1), Branch(1, 5, reset_seed=1, controller=double)]

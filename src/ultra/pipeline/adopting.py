@@ -14,6 +14,7 @@ from ultra.adoption.distil import distil
 from ultra.adoption.graft import GraftError, graft
 from ultra.analysts.base import Case
 from ultra.collection.trajectories import visited
+from ultra.common.errors import UltraError
 from ultra.common.statistics import mean_interval
 from ultra.common.streams import stream
 from ultra.config import RefineConfig
@@ -98,7 +99,9 @@ def adopt(
             return Adopted(policy, "graft", best)
         except GraftError as error:
             attempts.append(f"graft: {error}")
-    if wanted in ("auto", "distil"):
+    if case.policy.attached is not None:
+        attempts.append("distil: the policy has programs already")
+    elif wanted in ("auto", "distil"):
         taught, words = _taught(case, plan, config, controller)
         if taught is not None:
             say(f"adopt     {names}: taught to the network (distil); {words}")
@@ -118,27 +121,31 @@ def _taught(case: Case, plan: Round, config: RefineConfig, controller: Controlle
         return None, "no steps are planned for it"
     rng = stream(config.seed, "round", plan.number, "distil")
     horizon, _ = episode_lengths(case)
-    compared = 3 * COMPARED * horizon  # agent, programs and student
     allowance = min(plan.distil, case.budget.remaining)
-    teaching = max(allowance // 2, allowance - compared)
-    student, spent = distil(case.task, case.policy, controller, teaching, rng, workers=case.workers)
-    case.budget.charge("train", spent)
-    evaluator = PairedEvaluator(
-        case.batch, case.policy, 1.0, horizon, case.budget, "verify", min(allowance - spent, case.budget.remaining), rng,
-        sampled=case.task.sampled_evaluation,
-    )  # fmt: skip
-    longest = min(horizon, evaluator.left // (3 * COMPARED))
+    compared = min(allowance // 2, 3 * COMPARED * horizon)  # the agent, the programs and the student
+    try:
+        found = distil(
+            case.task, case.policy, controller, case.policy, allowance - compared, rng, workers=case.workers or None
+        )
+    except UltraError as error:
+        return None, str(error)
+    case.budget.charge("train", found.steps)
+    left = allowance - found.steps
+    agent, student = (_evaluator(case, policy, horizon, left, rng) for policy in (case.policy, found.policy))
+    longest = min(horizon, left // (3 * COMPARED))
     if longest < 1:
         return None, "too few steps to compare the network with the programs"
-    seeds = evaluator.seeds(COMPARED)
-    played = evaluator.play([None, controller], seeds, longest).returns
-    own = PairedEvaluator(
-        case.batch, student, 1.0, horizon, case.budget, "verify", evaluator.left, rng,
-        sampled=case.task.sampled_evaluation,
-    )  # fmt: skip
-    got = own.play([None], seeds, longest).returns[0]
-    gain = float((played[1] - played[0]).mean())
-    loss = mean_interval((played[1] - got).tolist())
+    seeds = agent.seeds(COMPARED)
+    alone, wanted = agent.play([None, controller], seeds, longest).returns
+    got = student.play([None], seeds, longest).returns[0]
+    gain = float((wanted - alone).mean())
+    loss = mean_interval((wanted - got).tolist())
     words = f"{loss.mean:+.3g} [{loss.low:+.3g}, {loss.high:+.3g}] worse than the programs, which gain {gain:+.3g}"
-    close = loss.mean <= LOSS * max(gain, 0.0) and float((got - played[0]).mean()) > 0
-    return (student if close else None), words
+    close = loss.mean <= LOSS * max(gain, 0.0) and float((got - alone).mean()) > 0
+    return (found.policy if close else None), words
+
+
+def _evaluator(case: Case, policy: Policy, horizon: int, allowance: int, rng: np.random.Generator) -> PairedEvaluator:
+    return PairedEvaluator(
+        case.batch, policy, 1.0, horizon, case.budget, "verify", allowance, rng, sampled=case.task.sampled_evaluation
+    )

@@ -241,7 +241,9 @@ class ProgramSearch:
         best = own[0]
         spread = mean_interval(best.differences.tolist())
         steps = float(best.lengths.mean())
-        summary = Summary(len(best.differences), steps, float((alone[: len(best.differences)] + best.differences).mean()), best.ended)
+        summary = Summary(
+            len(best.differences), steps, float((alone[: len(best.differences)] + best.differences).mean()), best.ended
+        )
         return Tried(
             replace(proposal, program=best.programs[0]),
             item["episodes"],

@@ -13,6 +13,7 @@ from ultra.common import html
 from ultra.common.files import check_finite, to_json_text, write_atomically, write_json
 from ultra.pipeline.run import Run, read_curve
 from ultra.pipeline.usage import describe_usage
+from ultra.simulation.budget import PURPOSES, steps_for
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,12 +59,12 @@ def _fidelity_cells(result: dict[str, Any]) -> dict[str, Any]:
 
 def comparison(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table that compares methods: returns, and steps by purpose."""
-    header = ["", "mean return [95%]", "collect", "analyse", "verify", "train", "total"]
+    header = ["", "mean return [95%]", *PURPOSES, "total"]
     first = results[0]
-    rows = [["start", interval(first["return"]["start"]), *[""] * 5]]
+    rows = [["start", interval(first["return"]["start"]), *[""] * (1 + len(PURPOSES))]]
     for result in results:
         budget = result["budget"]
-        steps = [f"{budget[key]:,}" for key in ("collect", "analyse", "verify", "train", "used")]
+        steps = [f"{steps_for(budget, name):,}" for name in (*PURPOSES, "used")]
         rows.append([label(result), interval(result["return"]["last"]), *steps])
     return header, rows
 

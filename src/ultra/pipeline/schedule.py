@@ -101,9 +101,15 @@ def _programs_round(config: RefineConfig, number: int, steps: int) -> Round:
 def describe(rounds: tuple[Round, ...], config: RefineConfig) -> list[str]:
     """The plan of the budget, a line for each round."""
     words = {
-        "collect": "episodes", "analyse": "analysis", "verify": "verifying advice", "race": "racing and tuning programs",
-        "prove": "verifying programs", "distil": "teaching programs", "choose": "choosing a policy", "train": "training",
-    }  # fmt: skip
+        "collect": "episodes",
+        "analyse": "analysis",
+        "verify": "verifying advice",
+        "race": "racing and tuning programs",
+        "prove": "verifying programs",
+        "distil": "teaching programs",
+        "choose": "choosing a policy",
+        "train": "training",
+    }
     lines = []
     for item in rounds:
         parts = [f"{words[name]} {getattr(item, name):,}" for name in words if getattr(item, name)]

@@ -144,7 +144,7 @@ def _read_policy(path: Path) -> Policy:
     weights = {k: v.astype(np.float32) for k, v in arrays.items()}
     attached = AttachedPrograms.from_json(header["attached"]) if "attached" in header else None
     policy = Policy(architecture, unflatten(weights, architecture.form), normalizer, attached)
-    policy.controller  # noqa: B018 - compiled here, so that damage shows now
+    policy.controllers  # noqa: B018 - compiled here, so that damage shows now
     return policy
 
 

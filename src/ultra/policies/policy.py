@@ -137,7 +137,7 @@ class Decision(NamedTuple):
 class Policy:
     """An actor-critic with its normalisation, and perhaps programs on top. Immutable: training returns new ones.
 
-    `decide` is the network alone. Whoever lets a policy act in an environment lets its `controller` act too
+    `decide` is the network alone. Whoever lets a policy act in an environment lets its `controllers` act too
     (`ultra.simulation`, `ultra.ppo.rollout`).
     """
 
@@ -148,9 +148,9 @@ class Policy:
     """Programs that change what the network does."""
 
     @cached_property
-    def controller(self) -> Controller | None:
-        """The attached programs as instructions; None if there are none."""
-        return None if self.attached is None else self.attached.controller(self.architecture.action_space)
+    def controllers(self) -> tuple[Controller, ...]:
+        """The attached programs as instructions, layer by layer."""
+        return () if self.attached is None else self.attached.controllers(self.architecture.action_space)
 
     def decide(self, observations: Observations, noise: NDArray[np.float32]) -> Decision:
         """Choose actions.

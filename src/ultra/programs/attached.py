@@ -16,31 +16,37 @@ class AttachedPrograms:
     """Programs on top of a policy's network, and the names that they speak of.
 
     Attributes:
-        programs: followed together, in order, with the values of their parameters.
+        layers: each of programs that are followed together, with the values of their parameters. What one layer makes
+            of the action is the agent's own action to the next.
         facts: names of the task's facts, in the order of a batch's columns.
         actions: names of the task's actions.
     """
 
-    programs: tuple[Program, ...]
+    layers: tuple[tuple[Program, ...], ...]
     facts: tuple[str, ...]
     actions: tuple[str, ...]
 
-    def controller(self, space: ActionSpace) -> Controller:
-        """The programs as instructions.
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """All programs, in order."""
+        return tuple(program for layer in self.layers for program in layer)
+
+    def controllers(self, space: ActionSpace) -> tuple[Controller, ...]:
+        """The layers as instructions.
 
         Raises:
             ProgramError: if they do not fit the names or the action space.
         """
-        return Controller.of(compile_programs(self.programs, self.facts, self.actions, space))
+        return tuple(Controller.of(compile_programs(layer, self.facts, self.actions, space)) for layer in self.layers)
 
     def on_top(self, programs: tuple[Program, ...]) -> AttachedPrograms:
-        """Further programs after these."""
-        return AttachedPrograms((*self.programs, *programs), self.facts, self.actions)
+        """A further layer after these."""
+        return AttachedPrograms((*self.layers, programs), self.facts, self.actions)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
-            "programs": [program.to_json() for program in self.programs],
+            "layers": [[program.to_json() for program in layer] for layer in self.layers],
             "facts": list(self.facts),
             "actions": list(self.actions),
         }
@@ -52,5 +58,5 @@ class AttachedPrograms:
         Raises:
             ProgramError, KeyError, TypeError: if it is damaged.
         """
-        programs = tuple(Program.from_json(item) for item in value["programs"])
-        return cls(programs, tuple(map(str, value["facts"])), tuple(map(str, value["actions"])))
+        layers = tuple(tuple(Program.from_json(item) for item in layer) for layer in value["layers"])
+        return cls(layers, tuple(map(str, value["facts"])), tuple(map(str, value["actions"])))

@@ -64,7 +64,10 @@ class Executor:
         self._episode[environments] = True
 
     def assign(self, environments: Any, program: int, settings: Any = None) -> None:
-        """Follow a program from the next step on, with the given settings (n_settings,) or its own."""
+        """Follow a program from the next step on, with the given settings (n_settings,) or its own.
+
+        Its clocks and memory begin there; `start(...)` is the state in that step, as at an episode's beginning.
+        """
         compiled = self.programs[program]
         self._which[environments] = program
         self._settings[environments, : len(compiled.settings)] = compiled.settings if settings is None else settings

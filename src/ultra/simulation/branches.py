@@ -160,7 +160,7 @@ class _Slots:
         self._number = {program: number for number, program in enumerate(programs)}
         space = policy.architecture.action_space
         self._executor = Executor(programs, space, size)
-        self._attached = Executor([policy.controller.program] if policy.controller else [], space, size)
+        self._attached = [Executor([controller.program], space, size) for controller in policy.controllers]
         self._facts: Facts | None = None
         self._limits = np.array([branch.steps for branch in branches], dtype=np.int64)
         self._waiting = list(range(len(branches)))[::-1]
@@ -194,7 +194,7 @@ class _Slots:
     def controlled(self, actions: Actions) -> Actions:
         """The network's actions with what the policy's own programs, then the branches' controllers, make of them."""
         self._facts = None
-        for executor in (self._attached, self._executor):
+        for executor in (*self._attached, self._executor):
             if executor.active:
                 actions, _ = executor.act(self._seen(), actions)
         return actions
@@ -255,7 +255,7 @@ class _Slots:
     def _fill(self, free: NDArray[np.intp]) -> None:
         """Put waiting branches into free slots."""
         self.jobs[free] = -1
-        for executor in (self._attached, self._executor):
+        for executor in (*self._attached, self._executor):
             executor.release(free)
             executor.begin(free)
         self.clocks[free], self._values[free], self._rewards[free] = 0, 0.0, 0.0
@@ -266,8 +266,8 @@ class _Slots:
             job = self._waiting.pop()
             branch = self._branches[job]
             self.jobs[slot] = job
-            if self._policy.controller is not None:
-                self._attached.assign(slot, 0)
+            for executor in self._attached:
+                executor.assign(slot, 0)
             if branch.controller is not None:
                 self._executor.assign(slot, self._number[branch.controller.program], branch.controller.settings)
             self._noise.seed(slot, branch.noise_seed)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+
 def floor_of(model: Any) -> int | None:
     """The plane that is the ground; None if nothing can touch it."""
     planes = np.flatnonzero((model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE) & (model.geom_bodyid == 0))
@@ -37,7 +38,9 @@ def margin_of(model: Any, body: int) -> float:
     """Height in metres below which MuJoCo counts a body as in contact with the floor."""
     floor = floor_of(model)
     own = np.flatnonzero((model.geom_bodyid == body) & (model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE))
-    return float(model.geom_margin[own].max(initial=0.0)) + (float(model.geom_margin[floor]) if floor is not None else 0)
+    return float(model.geom_margin[own].max(initial=0.0)) + (
+        float(model.geom_margin[floor]) if floor is not None else 0
+    )
 
 
 def _touching(model: Any, plane: int) -> NDArray[np.bool_]:

@@ -9,8 +9,8 @@ from typing import Any
 import gymnasium
 import yaml
 
-from ultra.tasks.card import ActionMeaning, Card, Fact, plain_name, skeleton_card, unlike
 from ultra.tasks.body import body_name, describe_body
+from ultra.tasks.card import ActionMeaning, Card, Fact, plain_name, skeleton_card, unlike
 from ultra.tasks.spaces import from_gymnasium
 
 _AXES = ("x", "y", "z")

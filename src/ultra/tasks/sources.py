@@ -39,6 +39,8 @@ _FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
     "abs": (1, np.abs), "sign": (1, np.sign), "sqrt": (1, np.sqrt), "floor": (1, np.floor),
     "sin": (1, np.sin), "cos": (1, np.cos), "atan2": (2, np.arctan2), "min": (2, np.minimum), "max": (2, np.maximum),
 }  # fmt: skip
+
+
 def _ground() -> Any:
     """Imported when it is needed: MuJoCo may not be installed."""
     from ultra.tasks import ground

@@ -60,14 +60,14 @@ class Setting:
     Attributes:
         point: the numbers, each scaled to [0, 1].
         programs: with these numbers.
-        difference: mean over the common episodes of one generation.
-        generation: in which it was played, counted over the whole race.
+        difference: mean over the common episodes of one wave.
+        wave: in which it was played, counted over the whole race.
     """
 
     point: NDArray[np.float64]
     programs: Programs
     difference: float
-    generation: int
+    wave: int
 
 
 class Tuner:
@@ -94,6 +94,7 @@ class Tuner:
         self.given = (compiled.settings - self._low) / self._range if parameters else np.zeros(0)
         self.settings: list[Setting] = []
         self._optimiser: Any = None
+        self._untold: list[Setting] = []
         if parameters:
             from cmaes import CMA
 
@@ -118,10 +119,10 @@ class Tuner:
         return np.array(self._optimiser.mean) if self.tunable else self.given
 
     def ask(self, count: int) -> list[NDArray[np.float64]]:
-        """Points to be played next, at most a generation; the first one ever is what was given, if it does anything."""
+        """Points to be played next, within a generation; the first one ever is what was given, if it does anything."""
         if not self.tunable:
             return [self.given]
-        points = [self._optimiser.ask() for _ in range(min(count, self.population))]
+        points = [self._optimiser.ask() for _ in range(min(count, self.population - len(self._untold)))]
         if not self.settings and not self._changes_nothing:
             points[0] = self.given
         return points
@@ -139,23 +140,22 @@ class Tuner:
             values = values[len(program.parameters) :]
         return tuple(tuned)
 
-    def tell(
-        self, points: Sequence[NDArray[np.float64]], differences: NDArray[np.float64], generation: int
-    ) -> list[Setting]:
-        """What settings gave; a whole generation moves the search.
+    def tell(self, points: Sequence[NDArray[np.float64]], differences: NDArray[np.float64], wave: int) -> list[Setting]:
+        """What settings gave; when a generation is complete, the search moves.
 
         Args:
             points: the settings that were played.
             differences: (points,) mean differences to the agent alone on common episodes.
-            generation: number of the generation in the whole race.
+            wave: in which they were played, counted over the whole race.
         """
         played = [
-            Setting(point, self.at(point), float(gain), generation)
-            for point, gain in zip(points, differences, strict=True)
+            Setting(point, self.at(point), float(gain), wave) for point, gain in zip(points, differences, strict=True)
         ]
         self.settings += played
-        if self.tunable and len(points) == self.population:
-            self._optimiser.tell([(setting.point, -setting.difference) for setting in played])
+        self._untold += played
+        if self.tunable and len(self._untold) >= self.population:
+            self._optimiser.tell([(setting.point, -setting.difference) for setting in self._untold])
+            self._untold = []
         return played
 
 
@@ -168,7 +168,7 @@ class Entrant:
     episodes: int = 0
     """Played with it alone."""
     score: float = -np.inf
-    """Mean difference to the agent alone of its best settings in its last generation: what it is ranked by."""
+    """Mean difference to the agent alone of the best settings of its last generation: what it is ranked by."""
     gain: float = np.nan
     """Mean difference to the agent alone, of its best setting in its last generation, then in the last comparison that
     it was in."""
@@ -183,12 +183,12 @@ class Entrant:
         return self.episodes > 0
 
     def told(
-        self, points: Sequence[NDArray[np.float64]], differences: NDArray[np.float64], generation: int, episodes: int
+        self, points: Sequence[NDArray[np.float64]], differences: NDArray[np.float64], wave: int, episodes: int
     ) -> None:
-        """What a generation gave; `episodes` is how many each setting played."""
-        played = self.tuner.tell(points, differences, generation)
-        ranked = sorted(played, key=lambda setting: -setting.difference)
+        """What settings gave in a wave, in so many episodes each."""
+        self.tuner.tell(points, differences, wave)
         self.episodes += len(points) * episodes
+        ranked = sorted(self.tuner.settings[-self.tuner.population :], key=lambda setting: -setting.difference)
         self.score = float(np.mean([setting.difference for setting in ranked[:BEST_OF]]))
         self.gain = ranked[0].difference
         self.best = ranked[0].programs[0]

@@ -18,17 +18,20 @@ from ultra.programs.compiled import Controller
 from ultra.simulation.paired import PairedEvaluator
 from ultra.tuning.entrants import CompilePrograms, Entrant, Programs
 
-SCREENING, COMPARING = 0.35, 0.3
-"""Shares of the allowance: at most for the first round, and for the comparison at the end."""
-CUTS = (4, 3, 2, 1)
-"""Programs that go on after the first round, the second, the third, and all later ones."""
-GENERATIONS = 10
-"""Where episodes are short, a generation has so many starts that the allowance lasts for so many generations."""
+SCREENING, COMPARING = 0.35, 0.25
+"""Shares of the allowance: at most for the first wave, and for the comparison at the end."""
+WAVE = 4
+"""Settings of each program in a wave; every wave has fresh common starts."""
+CUTS = (0.5, 0.5, 1.0, 0.5)
+"""Share of the programs that goes on after the first waves; in later ones it is the last number, every second time."""
+PATIENCE = 4
+"""Waves after which programs none of whose settings look better than the agent alone drop out."""
+FEWEST_WAVES = 8
+"""Where episodes are short, a wave has so many starts that the allowance lasts for so many waves of the best few."""
 MOST_STARTS = 16
-"""Common starts of a generation."""
+"""Common starts of a wave."""
 ROOM = 1.5
-"""Episodes of a generation are cut at so many times what the agent's own, or the better half of the generation before,
-lasted."""
+"""Episodes of a wave are cut at so many times what the agent's own, or the better half of the wave before, lasted."""
 ENDLESS = 0.25
 """Where the agent's episodes do not end by themselves, at this share of the longest."""
 SHORTEST = 50
@@ -118,7 +121,8 @@ class _Race:
         self._ends = usual is not None
         first = ROOM * usual if usual is not None else ENDLESS * evaluator.horizon
         self._longest = self._within(first)
-        self._generations = 0
+        self._expected = float(self._longest if usual is None else min(self._longest, usual))
+        self._waves = 0
 
     @property
     def _left(self) -> int:
@@ -128,52 +132,48 @@ class _Race:
         return min(self._evaluator.horizon, max(SHORTEST, int(steps)))
 
     def run(self) -> Race:
-        reserved = int(COMPARING * self._allowance)
-        alive = self._screen(int(SCREENING * self._allowance))
+        alive = self._screen()
         number = 0
-        while alive and any(entrant.tuner.tunable for entrant in alive):
-            alive = sorted(alive, key=lambda entrant: -entrant.score)[: CUTS[min(number, len(CUTS) - 1)]]
+        while any(entrant.tuner.tunable for entrant in alive):
+            alive = self._best(alive, number)
             number += 1
-            if not self._generation(alive, reserved):
+            if not self._wave(alive, WAVE, self._allowance * COMPARING):
                 break
-            if number > 1:
-                alive = [entrant for entrant in alive if entrant.score > 0]
         candidates = self._candidates()
         standings, alone = self._compare(candidates) if candidates else ([], np.zeros(0))
         self._credit(standings)
         return Race(self._entrants, tuple(standings), alone, self._allowance - self._left)
 
-    # -- rounds --------------------------------------------------------------------------------------
+    # -- waves ---------------------------------------------------------------------------------------
 
-    def _screen(self, allowance: int) -> list[Entrant]:
-        """All play: as many settings of each as the steps last for, at least one."""
+    def _screen(self) -> list[Entrant]:
+        """All play: as many settings of each as their share of the steps lasts for, at least one."""
         if not self._entrants:
             return []
-        starts = self._starts(sum(entrant.tuner.population for entrant in self._entrants), allowance, 1)
-        room = allowance // (starts * self._longest)
-        most = max(1, -(-room // len(self._entrants)))
-        self._play(list(self._entrants), most, starts, 0)
+        room = SCREENING * self._allowance / (self._expected * len(self._entrants))
+        settings = int(np.clip(room, 1, WAVE))
+        self._wave(list(self._entrants), settings, self._allowance * COMPARING if settings == 1 else 0.0)
         played = [entrant for entrant in self._entrants if entrant.tried]
         self._say(f"raced {len(played)} of {len(self._entrants)} programs in {self._allowance - self._left:,} steps")
         return played
 
-    def _generation(self, alive: list[Entrant], reserved: int) -> bool:
-        """One more generation of each; returns whether there were steps for it."""
-        count = sum(entrant.tuner.population for entrant in alive)
-        starts = self._starts(count, self._left - reserved, GENERATIONS // 2)
-        if (1 + count) * starts * self._longest > self._left - reserved:
-            return False
-        return self._play(alive, max(entrant.tuner.population for entrant in alive), starts, reserved)
+    def _best(self, alive: list[Entrant], number: int) -> list[Entrant]:
+        """Who goes on to the next wave."""
+        share = CUTS[number] if number < len(CUTS) else CUTS[-1] if number % 2 else 1.0
+        most = max(1, int(share * len(alive) + 0.5))
+        ranked = sorted(alive, key=lambda entrant: -entrant.score)[:most]
+        return ranked if number < PATIENCE else [entrant for entrant in ranked if entrant.gain > 0]
 
-    def _starts(self, settings: int, allowance: int, generations: int) -> int:
-        """Common starts of a generation with so many settings."""
-        affordable = allowance // (generations * (1 + settings) * self._longest)
-        return int(np.clip(affordable, 1, MOST_STARTS))
-
-    def _play(self, entrants: list[Entrant], settings: int, starts: int, reserved: int) -> bool:
+    def _wave(self, entrants: list[Entrant], settings: int, reserved: float) -> bool:
+        """A few settings of each program from common starts; returns whether there were steps for it."""
         points = [entrant.tuner.ask(settings) for entrant in entrants]
+        count = 1 + sum(map(len, points))
+        one = count * self._expected
+        starts = int(np.clip((self._left - reserved) / (one * FEWEST_WAVES), 1, MOST_STARTS))
+        if self._waves and one * starts > self._left - reserved:
+            return False
         controllers = [e.tuner.controller(point) for e, part in zip(entrants, points, strict=True) for point in part]
-        played = self._common([None, *controllers], starts, self._longest, reserved)
+        played = self._common([None, *controllers], starts, self._longest)
         if played is None:
             return False
         returns, lengths = played
@@ -183,22 +183,23 @@ class _Race:
             row += len(part)
             if rows.start < len(returns):
                 gains = (returns[rows] - returns[0]).mean(axis=1)
-                entrant.told(part[: len(gains)], gains, self._generations, starts)
-        self._generations += 1
+                entrant.told(part[: len(gains)], gains, self._waves, starts)
+        self._waves += 1
         if self._ends:
             better = np.sort(lengths.mean(axis=1))[len(lengths) // 2 :]
             self._longest = max(self._longest, self._within(ROOM * float(np.median(better))))
+        self._expected = float(lengths.mean())
         return True
 
     def _common(
-        self, controllers: Sequence[Controller | None], starts: int, longest: int, reserved: int = 0
+        self, controllers: Sequence[Controller | None], starts: int, longest: int
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
         """Returns and lengths (controllers, starts) from common fresh starts; fewer rows if the steps run out."""
         seeds = self._evaluator.seeds(starts)
         returns, lengths = [], []
         waiting = list(controllers)
         while waiting:
-            room = min(TOGETHER // starts or 1, (self._left - reserved) // (starts * longest))
+            room = min(TOGETHER // starts or 1, self._left // (starts * longest))
             if room < 1 or (not returns and room < 2):
                 break
             played = self._evaluator.play(waiting[:room], seeds, longest)
@@ -211,7 +212,7 @@ class _Race:
 
     def _candidates(self) -> list[Programs]:
         """What did best, what it was tuned to, and the best of different proposals on top of each other."""
-        promising = sorted((e for e in self._entrants if e.tried and e.score > 0), key=lambda entrant: -entrant.score)
+        promising = sorted((e for e in self._entrants if e.tried and e.gain > 0), key=lambda entrant: -entrant.score)
         if not promising:
             return []
         settings = sorted(
