@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 from ultra.advice.records import Advice, CriticalState
 from ultra.analysts.base import Case, Proposals
 from ultra.analysts.conversation import Conversation, Correspondent, Exchange, Parsed, Question, ask
-from ultra.analysts.questions import Brief, advise_question, identify_question, programs_question, turn_text
+from ultra.analysts.questions import PROGRAMS, Brief, advise_question, identify_question, programs_question
 from ultra.analysts.schema import read_advice, read_programs, read_states
-from ultra.analysts.turns import TurnReport
+from ultra.analysts.turns import TurnReport, turn_text
 from ultra.collection.effects import Effects, measure
 from ultra.common.errors import RunDirectoryError, UltraError
 from ultra.common.files import write_json
@@ -84,7 +84,7 @@ class ReadingAnalyst:
         turn, path = 1, case.folder / CONVERSATION
         if report is not None:
             turn = report.turn + 1
-            conversation = _continued(conversation, path, report, turn_text(brief, report))
+            conversation = _continued(conversation, path, report, turn_text(brief.task, report, brief.tokens, PROGRAMS))
         read = partial(read_programs, task=case.task, source=self.name, turn=turn)
         (exchange,) = self._ask_all(case, [(conversation, read)])
         _note(case, f"propose-{turn}", [exchange])
@@ -206,6 +206,11 @@ def brief_of(case: Case) -> Brief:
         episodes=len(case.episodes),
         tokens=case.llm.episode_tokens,
         failed=tuple(case.failed),
+        verified=tuple(case.verified),
+        stuck=case.stuck,
+        turns=case.turns,
+        race_steps=case.race_steps,
+        verify_steps=case.verify_steps,
     )
 
 

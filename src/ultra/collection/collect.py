@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -159,6 +159,23 @@ def collect(
                 truncated=not terminated,
                 seed=seed,
                 snapshots=tuple(states),
+                most_likely=most_likely_actions(policy, rows["observations"]),
             )
         )
     return trajectories
+
+
+TOGETHER = 512
+"""Observations that are decided on at once; images are large."""
+
+
+def most_likely_actions(policy: Policy, observations: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """(T,) or (T, dim): what the policy would do without exploring."""
+    parts = []
+    for start in range(0, len(observations), TOGETHER):
+        part = np.stack(observations[start : start + TOGETHER])
+        short = TOGETHER - len(part)  # compiled once, for one shape
+        padded = np.concatenate([part, np.repeat(part[-1:], short, axis=0)]) if short else part
+        quiet = np.zeros((TOGETHER, policy.architecture.action_space.size), np.float32)
+        parts.append(policy.decide(padded, quiet).actions[: len(part)])
+    return np.concatenate(parts)

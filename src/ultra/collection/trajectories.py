@@ -45,6 +45,8 @@ class Trajectory:
     """Seed of the environment's reset."""
     snapshots: tuple[tuple[int, Snapshot], ...]
     """(t, complete state), t ascending from 0; states between them are reached by replay."""
+    most_likely: NDArray[Any] | None = None
+    """(T,) or (T, dim): the agent's most likely actions; None if not recorded."""
 
     def __post_init__(self) -> None:
         steps = len(self.rewards)
@@ -60,6 +62,8 @@ class Trajectory:
             found = len(getattr(self, name))
             if found != steps + extra:
                 raise UltraError(f"trajectory.{name} has {found} rows, but {steps} rewards need {steps + extra}")
+        if self.most_likely is not None and len(self.most_likely) != steps:
+            raise UltraError(f"trajectory.most_likely has {len(self.most_likely)} rows, but {steps} rewards")
         bad = np.flatnonzero(~np.isfinite(self.rewards))
         if len(bad):
             raise UltraError(f"trajectory.rewards[{bad[0]}] is {self.rewards[bad[0]]}: the environment is broken")
@@ -73,10 +77,6 @@ class Trajectory:
     def total_reward(self) -> float:
         """The undiscounted return."""
         return float(self.rewards.sum())
-
-    def end(self) -> str:
-        """How the episode ended, in words."""
-        return "it ended by the task's own rule" if self.terminated else "it was cut off, which is no failure"
 
     def snapshot(self, t: int, batch: Batch, space: ActionSpace) -> tuple[Snapshot, int]:
         """The complete state at time t.
@@ -112,8 +112,10 @@ def save_trajectory(trajectory: Trajectory, path: Path) -> None:
 
     states, ends = pack_bytes([state for _, state in trajectory.snapshots])
     buffer = io.BytesIO()
+    likely = {} if trajectory.most_likely is None else {"most_likely": trajectory.most_likely}
     np.savez_compressed(
         buffer,
+        **likely,
         observations=trajectory.observations,
         facts=trajectory.facts,
         actions=trajectory.actions,
@@ -149,6 +151,7 @@ def load_trajectory(path: Path) -> Trajectory:
                 truncated=bool(file["end"][1]),
                 seed=int(file["seed"]),
                 snapshots=tuple(zip(file["times"].tolist(), states, strict=True)),
+                most_likely=file["most_likely"] if "most_likely" in file else None,
             )
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise RunDirectoryError(f"trajectory {path} is missing or damaged ({error}): collect again") from error
