@@ -63,7 +63,9 @@ class Artificial:
     def seeds(self, count: int) -> tuple[int, ...]:
         return tuple(self.rng.integers(2**31, size=count).tolist())
 
-    def play(self, controllers: Sequence[Controller | None], seeds: Sequence[int], longest: int | None = None) -> Played:
+    def play(
+        self, controllers: Sequence[Controller | None], seeds: Sequence[int], longest: int | None = None
+    ) -> Played:
         steps = min(longest or self.horizon, self.horizon)
         assert steps * len(controllers) * len(seeds) <= self.left, "more steps than are left could be needed"
         self.left -= steps * len(controllers) * len(seeds)

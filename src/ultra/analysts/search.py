@@ -20,7 +20,7 @@ from ultra.analysts.base import Case
 from ultra.analysts.random import random_plan
 from ultra.collection.describe import largest_facts
 from ultra.collection.trajectories import Trajectory
-from ultra.simulation.paired import PairedEvaluator, Candidate, Trial
+from ultra.simulation.paired import Candidate, PairedEvaluator, Trial
 from ultra.tasks.batch import Snapshot
 from ultra.tasks.plans import Plan
 

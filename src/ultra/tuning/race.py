@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ultra.programs.compiled import Controller
 from ultra.simulation.paired import PairedEvaluator
-from ultra.tuning.entrants import CompilePrograms, Entrant, Programs
+from ultra.tuning.entrants import CompilePrograms, Entrant, Programs, Tuner
 
 SCREENING, COMPARING = 0.35, 0.25
 """Shares of the allowance: at most for the first wave, and for the comparison at the end."""
@@ -38,6 +38,8 @@ SHORTEST = 50
 """Nor shorter than so many steps."""
 TOGETHER = 64
 """Episodes that are played at once."""
+STACKED_AFTER, STACK_SPREAD = 4, 0.1
+"""After so many waves the best two programs are put on top of each other, and tuned on together from this spread."""
 TOP, STACKS = 4, 2
 """Candidates at the end: so many of the best settings, and so many pairs of programs on top of each other."""
 FINALISTS = (8, 4, 2)
@@ -123,6 +125,7 @@ class _Race:
         self._longest = self._within(first)
         self._expected = float(self._longest if usual is None else min(self._longest, usual))
         self._waves = 0
+        self._stacks: list[Entrant] = []
 
     @property
     def _left(self) -> int:
@@ -137,6 +140,8 @@ class _Race:
         while any(entrant.tuner.tunable for entrant in alive):
             alive = self._best(alive, number)
             number += 1
+            if number == STACKED_AFTER and len(alive) > 1:
+                alive.append(self._stacked(alive[0], alive[1]))
             if not self._wave(alive, WAVE, self._allowance * COMPARING):
                 break
         candidates = self._candidates()
@@ -163,6 +168,14 @@ class _Race:
         most = max(1, int(share * len(alive) + 0.5))
         ranked = sorted(alive, key=lambda entrant: -entrant.score)[:most]
         return ranked if number < PATIENCE else [entrant for entrant in ranked if entrant.gain > 0]
+
+    def _stacked(self, first: Entrant, second: Entrant) -> Entrant:
+        """Two programs on top of each other, tuned on together from where each of them did best."""
+        programs = first.leading.programs + second.leading.programs
+        seed = first.tuner.seed + second.tuner.seed
+        stack = Entrant(first.proposal, Tuner(programs, self._compile(programs), seed % 2**31, STACK_SPREAD))
+        self._stacks.append(stack)
+        return stack
 
     def _wave(self, entrants: list[Entrant], settings: int, reserved: float) -> bool:
         """A few settings of each program from common starts; returns whether there were steps for it."""
@@ -212,18 +225,19 @@ class _Race:
 
     def _candidates(self) -> list[Programs]:
         """What did best, what it was tuned to, and the best of different proposals on top of each other."""
-        promising = sorted((e for e in self._entrants if e.tried and e.gain > 0), key=lambda entrant: -entrant.score)
+        tried = [entrant for entrant in (*self._entrants, *self._stacks) if entrant.tried]
+        promising = sorted((e for e in tried if e.gain > 0), key=lambda entrant: -entrant.score)
         if not promising:
             return []
         settings = sorted(
             (setting for entrant in promising for setting in entrant.tuner.settings if setting.difference > 0),
             key=lambda setting: -setting.difference,
         )
-        leaders = [(e.best,) for e in promising if e.best is not None]
+        leaders = [entrant.leading.programs for entrant in promising]
         found: list[Programs] = [leaders[0], promising[0].tuner.at(promising[0].tuner.centre)]
         found += [setting.programs for setting in settings[:TOP]]
-        found += [leaders[0] + other for other in leaders[1 : 1 + STACKS]]
-        found += [leader for leader in leaders[1:]]
+        found += [leaders[0] + other for other in leaders[1 : 1 + STACKS] if _disjoint(leaders[0], other)]
+        found += leaders[1:]
         return list(dict.fromkeys(found))[: FINALISTS[0]]
 
     def _compare(self, candidates: list[Programs]) -> tuple[list[Standing], NDArray[np.float64]]:
@@ -235,8 +249,7 @@ class _Race:
         order = list(candidates)
         for number, most in enumerate(FINALISTS):
             share = self._left // (len(FINALISTS) - number)
-            most = min(most, max(2, share // horizon - 1))
-            order = order[:most]
+            order = order[: min(most, max(2, share // horizon - 1))]
             episodes = int(np.clip(share // (horizon * (1 + len(order))), 1, MOST_STARTS))
             played = self._common([None, *(compiled[programs] for programs in order)], episodes, horizon)
             if played is None or len(played[0]) <= len(order):
@@ -265,3 +278,8 @@ class _Race:
                         entrant.gain, entrant.best = standing.gain, standing.programs[0]
                     else:
                         entrant.gain_in_set = np.fmax(entrant.gain_in_set, standing.gain)
+
+
+def _disjoint(one: Programs, other: Programs) -> bool:
+    """Whether two sets of programs have no program in common, whatever its numbers."""
+    return not {program.name for program in one} & {program.name for program in other}
