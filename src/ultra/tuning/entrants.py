@@ -14,7 +14,7 @@ from ultra.programs.compiled import Compiled, Controller
 from ultra.programs.executor import Executor
 from ultra.programs.records import Program
 
-SPREAD = 0.25
+SPREAD = 0.2
 """Standard deviation of the first settings, as a share of each parameter's range."""
 POPULATION = 8
 """Settings of a program in one generation."""

@@ -19,6 +19,8 @@ from ultra.tuning.arena import Arena, Evaluator
 from ultra.tuning.comparison import Standing, compare
 from ultra.tuning.entrants import CompilePrograms, Entrant, Programs, Tuner
 
+__all__ = ["Race", "Standing", "race"]
+
 SCREENING, COMPARING = 0.35, 0.25
 """Shares of the allowance: at most for the first wave, and for the comparison at the end."""
 WAVE = 4
@@ -111,7 +113,7 @@ class _Race:
             number += 1
             if number == STACKED_AFTER and len(alive) > 1:
                 alive.append(self._stacked(alive[0], alive[1]))
-            if not self._wave(alive, WAVE, self._arena.allowance * COMPARING):
+            if not self._tune(alive):
                 break
         candidates = self._candidates()
         standings, alone = compare(candidates, self._arena, self._compile)
@@ -124,9 +126,9 @@ class _Race:
         """All play: as many settings of each as their share of the steps lasts for, at least one."""
         if not self._entrants:
             return []
-        room = SCREENING * self._arena.allowance / (self._expected * len(self._entrants))
+        room = SCREENING * self._arena.allowance / (self._expected * (1 + len(self._entrants)))
         settings = int(np.clip(room, 1, WAVE))
-        self._wave(list(self._entrants), settings, self._arena.allowance * COMPARING if settings == 1 else 0.0)
+        self._wave(list(self._entrants), settings, int(np.clip(room / settings, 1, MOST_STARTS)))
         played = [entrant for entrant in self._entrants if entrant.tried]
         self._say(f"raced {len(played)} of {len(self._entrants)} programs in {self._arena.spent:,} steps")
         return played
@@ -146,14 +148,16 @@ class _Race:
         self._stacks.append(stack)
         return stack
 
-    def _wave(self, entrants: list[Entrant], settings: int, reserved: float) -> bool:
-        """A few settings of each program from common starts; returns whether there were steps for it."""
+    def _tune(self, alive: list[Entrant]) -> bool:
+        """One more wave of the programs that are left; returns whether there were steps for it."""
+        left = self._arena.left - COMPARING * self._arena.allowance
+        each = self._expected * (1 + WAVE * len(alive))
+        starts = int(np.clip(left / (each * FEWEST_WAVES), 1, MOST_STARTS))
+        return each * starts <= left and self._wave(alive, WAVE, starts)
+
+    def _wave(self, entrants: list[Entrant], settings: int, starts: int) -> bool:
+        """A few settings of each program from common starts; returns whether they were played."""
         points = [entrant.tuner.ask(settings) for entrant in entrants]
-        count = 1 + sum(map(len, points))
-        one = count * self._expected
-        starts = int(np.clip((self._arena.left - reserved) / (one * FEWEST_WAVES), 1, MOST_STARTS))
-        if self._waves and one * starts > self._arena.left - reserved:
-            return False
         controllers = [e.tuner.controller(point) for e, part in zip(entrants, points, strict=True) for point in part]
         played = self._arena.play([None, *controllers], starts, self._longest)
         if played is None:
