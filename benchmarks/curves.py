@@ -91,7 +91,7 @@ def guidance(seconds: float, entries: int, rules: int) -> Measured:
     from ultra.config import PPOConfig
 
     found, visited = known(TASK), visited_facts(TASK, TOGETHER)
-    table = guidance_over(TASK, visited, entries, rules, TOGETHER, away=1e3)  # so that all states are looked up
+    table = guidance_over(TASK, visited, entries, TOGETHER, away=1e3)  # so that all states are looked up
     actions = np.zeros((TOGETHER, found.action_space.size), np.float32)
 
     def match() -> int:

@@ -156,26 +156,23 @@ def guidance_over(
     task: str,
     visited: list[Any],
     entries: int,
-    rules: int,
     environments: int,
     away: float = 0.0,
     anneal_until: float = 0.6,
 ) -> Any:
-    """ULTRA-RA with verified advice for states near visited ones, and with rules that never hold.
+    """ULTRA-RA with verified advice for states near visited ones.
 
     Args:
         task: where.
         visited: facts of visited states.
         entries: of the table; their plans last 4 steps and change nothing.
-        rules: how many.
         environments: how many train together.
         away: by how much entries lie away from where they would; far away none is ever found.
         anneal_until: share of training after which it does nothing any more; by default as in a refinement.
     """
     import numpy as np
 
-    from ultra.advice.expression import parse
-    from ultra.advice.records import Advice, AdviceBook, CriticalState, Entry, Rule, Verification, calibrate
+    from ultra.advice.records import Advice, AdviceBook, CriticalState, Entry, Verification, calibrate
     from ultra.config import GuidanceConfig
     from ultra.finetuning.ultra import UltraGuidance
     from ultra.tasks.plans import Plan, Segment
@@ -183,7 +180,7 @@ def guidance_over(
     found, rng = known(task), np.random.default_rng(0)
     good = Verification(1.0, 0.5, 1.5, 8, 1.0, "helps", 0)
     plan = Plan((Segment((0.0,) * found.action_space.size, 4),), relative=True)
-    columns, names = found.card.matched, found.card.fact_names
+    columns = found.card.matched
     scale, radius = calibrate(visited, columns)
     states = np.concatenate(visited)
     facts = states[rng.integers(len(states), size=entries)]
@@ -191,18 +188,14 @@ def guidance_over(
     advice = Advice(CriticalState(0, 0, 1.0, ""), plan, 0.5, -0.5, "", "benchmark", good)
     taken = np.zeros((4, found.action_space.size), np.float32)
     book = AdviceBook(tuple(Entry(advice, row, b"", taken) for row in facts), columns, scale, radius)
-    guards = [parse(f"{names[k % len(names)]} > {1e6 + k} and {names[0]} < {-1e6}", names) for k in range(rules)]
-    pairs = [(Rule(guard.text, plan, 0.5, "", "benchmark", good, together=good), guard) for guard in guards]
     settings = GuidanceConfig(restart=0.0, anneal_until=anneal_until)  # its states were never saved to start from
-    return UltraGuidance(
-        book, found.action_space, settings, environments, on_actions=True, on_rewards=True, rng=rng, rules=pairs
-    )
+    return UltraGuidance(book, found.action_space, settings, environments, on_actions=True, on_rewards=True, rng=rng)
 
 
 def guided(task: str, away: float) -> Measured:
-    """Our whole loop with our defaults, 1,000 advices and 10 rules; states are critical unless advice is far away."""
+    """Our whole loop with our defaults, 1,000 pieces of advice; states are critical unless they are far away."""
     visited = visited_facts(task)
-    return loop(task, 60_000, {}, lambda environments: guidance_over(task, visited, 1000, 10, environments, away))
+    return loop(task, 60_000, {}, lambda environments: guidance_over(task, visited, 1000, environments, away))
 
 
 def sb3(task: str, steps: int, settings: dict[str, Any], pool: bool = False) -> Measured:
@@ -296,7 +289,7 @@ def verifying(task: str) -> tuple[Any, Callable[[], int]]:
     from ultra.config import VerifyConfig
     from ultra.pipeline.refinement import BRANCHES_TOGETHER
     from ultra.simulation.budget import StepBudget
-    from ultra.simulation.paired import PairedEvaluator, Candidate
+    from ultra.simulation.paired import Candidate, PairedEvaluator
     from ultra.verification.verdicts import verify
 
     found, policy, rng = known(task), fresh_policy(task), np.random.default_rng(0)
@@ -309,7 +302,9 @@ def verifying(task: str) -> tuple[Any, Callable[[], int]]:
 
     def once() -> int:
         budget = StepBudget(10**9)
-        verify(proposals, PairedEvaluator(batch, policy, 0.99, 64, budget, "verify", 10**9, rng), VerifyConfig(branches=8))
+        verify(
+            proposals, PairedEvaluator(batch, policy, 0.99, 64, budget, "verify", 10**9, rng), VerifyConfig(branches=8)
+        )
         return budget.used
 
     return batch, once

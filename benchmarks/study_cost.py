@@ -28,7 +28,7 @@ import numpy as np
 from ultra.config import RefineConfig, TrainConfig
 from ultra.finetuning.methods import STAGES, analyst_of
 from ultra.pipeline.reporting import markdown_table
-from ultra.pipeline.round_advice import BEFORE_FINISHING
+from ultra.pipeline.schedule import schedule
 from ultra.policies.io import SHIPPED
 from ultra.studies.display import asks_for_money
 from ultra.studies.plan import Job, Study, StudyAnalyst, load_study
@@ -108,16 +108,12 @@ def cost_of(job: Job, costs: Costs) -> float:
 
 def shares(config: RefineConfig) -> dict[str, float]:
     """The most that a run may simulate without learning, as shares of its steps; a mask network learns."""
-    own = {"collect": config.collect.share, "identify": 0.0, "verify": config.verify.share}
-    if analyst_of(config) not in ("statemask", "random"):
-        own["identify"] = config.analyse.share
-    if config.guidance.trust == "all":
-        own["verify"] = 0.0
-    own = {name: share for name, share in own.items() if name in STAGES[config.method]}
-    if config.finishing:  # trains nothing, and most of verification is in it
-        own = {name: share * (1 - config.finishing) for name, share in own.items()}
-        own |= {"verify": own["verify"] * BEFORE_FINISHING, "finish": config.finishing}
-    return own
+    parts: dict[str, float] = {}
+    for plan in schedule(config, "last"):
+        for name in ("collect", "analyse", "verify", "race", "prove", "distil", "choose"):
+            part = 0 if name == "analyse" and analyst_of(config) in ("statemask", "random") else getattr(plan, name)
+            parts[name] = parts.get(name, 0.0) + part / config.steps
+    return parts
 
 
 def makespan(seconds: list[float], workers: int) -> float:

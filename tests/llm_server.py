@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,7 +45,10 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     raw: bytes | None = None
     """The whole body, in the place of a well-formed one."""
-    delay: float = 0.0
+    after: threading.Event | None = None
+    """Answer only when this is set."""
+    then: Callable[[], None] | None = None
+    """What to do when the answer has been sent."""
     drop: bool = False
     """Close the connection without a word."""
 
@@ -126,8 +128,8 @@ class Server:
             self._seen[key] += 1
             self.requests.append(request)
         answer = self.behave(request)
-        if answer.delay:
-            time.sleep(answer.delay)
+        if answer.after is not None:
+            answer.after.wait()
         if answer.drop:
             handler.close_connection = True
             handler.connection.close()
@@ -143,8 +145,11 @@ class Server:
             handler.send_header("content-length", str(len(content)))
             handler.end_headers()
             handler.wfile.write(content)
+            handler.wfile.flush()
         except OSError:
             handler.close_connection = True
+        if answer.then is not None:
+            answer.then()
 
 
 def _strings(value: Any) -> list[str]:

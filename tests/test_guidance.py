@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 from tests.policies import same
 
 import ultra
-from ultra.advice.expression import Expression, parse
-from ultra.advice.records import Advice, AdviceBook, CriticalState, Entry, Rule, Verdict, Verification, calibrate
+from ultra.advice.records import Advice, AdviceBook, CriticalState, Entry, Verdict, Verification, calibrate
 from ultra.analysts.random import random_plan
 from ultra.collection.collect import collect
-from ultra.config import GuidanceConfig, PPOConfig
+from ultra.config import GuidanceConfig, PPOConfig, VerifyConfig
 from ultra.finetuning.implicit import similarity
 from ultra.finetuning.nearest import Nearest
 from ultra.finetuning.ultra import UltraGuidance
@@ -42,6 +41,7 @@ from ultra.policies.policy import (
 from ultra.ppo.checkpoint import Learner
 from ultra.ppo.rollout import Environments, Rollout
 from ultra.ppo.train import NO_GUIDANCE, Iteration, improve, optimizer, surrogate, train
+from ultra.simulation.budget import StepBudget
 from ultra.tasks import Snapshot, Step, Task, get_task
 from ultra.tasks.batch import Facts, Indices, Live, Observations
 from ultra.tasks.card import Fact, skeleton_card
@@ -87,7 +87,6 @@ def guidance_of(
     method: str = "ultra-ra",
     seed: int = 0,
     environments: int = SIZE,
-    rules: list[tuple[Rule, Expression]] | None = None,
     recheck: Recheck | None = None,
     **settings: Any,
 ) -> UltraGuidance:
@@ -99,7 +98,6 @@ def guidance_of(
         on_actions=method in ("ultra-a", "ultra-ra"),
         on_rewards=method in ("ultra-r", "ultra-ra"),
         rng=np.random.default_rng(seed),
-        rules=rules or (),
         recheck=recheck,
     )
     guidance.progress(0.0, NOBODY)
@@ -154,7 +152,7 @@ def test_a_change_is_added_at_its_strength_and_kept_inside_the_bounds() -> None:
     guidance.reward(at(0, 5), first, np.zeros(2))
     own = np.array([[-0.5, 2.0], [0.1, 0.2]], np.float32)
     second, replaced = act(guidance, at(5, 5), own)
-    np.testing.assert_allclose(second, [[-0.4, 3.0], [0.1, 0.2]], rtol=1e-6)
+    np.testing.assert_allclose(FORCE.clip(second), [[-0.4, 3.0], [0.1, 0.2]], rtol=1e-6)
     assert replaced.tolist() == [True, False]
 
 
@@ -418,73 +416,6 @@ def test_guidance_goes_on_from_its_state() -> None:
     other.load_state(json.loads(json.dumps(one.state())))
     for facts, own in steps[20:]:
         assert go(one, facts, own) == go(other, facts, own)
-
-
-# Rules
-
-
-def rule_of(
-    guard: str, plan: Plan | None, *, verdict: Verdict | None = "helps", advantage: float = 1.0, reward: float = 0.5
-) -> Rule:
-    found = Verification(advantage, 0.0, 0.0, 8, 1.0, verdict, 0) if verdict else None
-    return Rule(guard, plan, reward, "", "test", found, together=found if verdict == "helps" else None)
-
-
-def rules_of(*rules: Rule) -> list[tuple[Rule, Expression]]:
-    return [(rule, parse(rule.guard, ("x", "other"))) for rule in rules]
-
-
-def test_a_rule_is_executed_wherever_its_guard_holds() -> None:
-    """Points of the table come first; a plan that is under way goes on when the guard holds no more."""
-    book = book_of(some_entry(5, Plan((Segment(0),)), [1]))
-    guidance = guidance_of(book, BUTTONS, rules=rules_of(rule_of("x > 3", PRESS)))
-    own = np.array([1, 1, 1, 1])
-    steps = [at(2, 4, 5, 9), at(2, 2, 5, 2), at(2, 2, 2, 2)]
-    wanted = [[1, 2, 0, 2], [1, 2, 0, 2], [1, 0, 1, 0]]
-    for facts, actions in zip(steps, wanted, strict=True):
-        executed, replaced = act(guidance, facts, own)
-        assert executed.tolist() == actions
-        assert replaced.tolist() == [action != 1 for action in actions]
-        guidance.reward(facts, executed, np.zeros(4))
-
-
-@pytest.mark.parametrize("verdict", ["unclear", "harms", None])
-def test_only_rules_that_help_are_executed(verdict: Verdict | None) -> None:
-    rules = rules_of(rule_of("x > 3", PRESS, verdict=verdict))
-    own = np.array([1, 1, 1, 1])
-    assert not act(guidance_of(book_of(), BUTTONS, rules=rules), at(9, 9, 9, 9), own)[1].any()
-    assert act(guidance_of(book_of(), BUTTONS, rules=rules, trust="all"), at(9, 9, 9, 9), own)[1].all()
-
-
-def test_following_a_rule_earns_its_reward() -> None:
-    """Whether it was executed or the policy did the same by itself."""
-    rules = rules_of(rule_of("x > 3", Plan((Segment(2, 2),)), reward=0.5))
-    for method in ("ultra-ra", "ultra-r"):
-        guidance = guidance_of(book_of(), BUTTONS, method=method, rules=rules, lam=LAMBDA)
-        executed, replaced = act(guidance, at(1, 9, 9, 9), np.array([2, 2, 1, 2]))
-        assert replaced.any() == (method == "ultra-ra")
-        gained = guidance.reward(at(1, 9, 9, 9), executed, np.zeros(4))
-        third = 0.0 if method == "ultra-r" else LAMBDA * 0.5 / 2
-        assert gained == pytest.approx([0, LAMBDA * 0.5 / 2, third, LAMBDA * 0.5 / 2])
-
-
-def test_a_reward_alone_cannot_be_tried_and_counts_only_if_everything_is_trusted() -> None:
-    rules = rules_of(rule_of("x > 3", None, verdict=None, reward=-0.5))
-    own = np.array([1, 1, 1, 1])
-    for trust, prize in (("helps", 0.0), ("all", -0.5)):
-        guidance = guidance_of(book_of(), BUTTONS, rules=rules, trust=trust)
-        assert not act(guidance, at(1, 9, 9, 1), own)[1].any()
-        assert guidance.reward(at(1, 9, 9, 1), own, np.ones(4)).tolist() == [1, 1 + prize, 1 + prize, 1]
-
-
-def test_a_rule_sees_the_step_before_of_its_own_episode() -> None:
-    guidance = guidance_of(book_of(), BUTTONS, rules=rules_of(rule_of("x > prev(x)", Plan((Segment(2),)))))
-    own = np.array([1, 1, 1, 1])
-    assert act(guidance, at(1, 1, 1, 1), own)[0].tolist() == [1, 1, 1, 1]
-    guidance.reward(at(1, 1, 1, 1), own, np.zeros(4))
-    guidance.start([3])
-    executed, _ = act(guidance, at(2, 1, 0, 7), own)
-    assert executed.tolist() == [2, 1, 1, 1]
 
 
 # Trying again
@@ -781,3 +712,37 @@ def test_an_interrupted_guided_training_ends_as_an_uninterrupted_one(tmp_path: P
         trained("hopper", "ultra-ra", **options, checkpoint=path, observer=interrupt)
     assert path.exists()
     assert same(trained("hopper", "ultra-ra", **options, checkpoint=path, seed=99), whole)
+
+
+def test_a_resumed_training_does_not_repeat_a_recheck(tmp_path: Path) -> None:
+    """Rollouts are long here, so that a further check is due at once after each: resuming must not do it early."""
+    task, policy, book = real_book("hopper")
+    calls = iter(range(100))
+
+    def interrupt(_: Iteration) -> None:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+
+    def checks(**options: Any) -> dict[str, int]:
+        budget = StepBudget(100_000)
+        config = VerifyConfig(branches=8)
+        batch = task.make_batch(8, 1)
+        try:
+            recheck = Recheck(batch, book.entries, config, 0.99, 20, budget, 9000, [7])
+            guidance = guidance_of(
+                book, task.action_space, environments=TINY.environments, recheck=recheck, restart=0.9, strength=1.0,
+                imitation=0.0,
+            )  # fmt: skip
+            rng = np.random.default_rng(4)
+            train(task, policy, TINY, 4 * TINY.samples, rng, guidance=guidance, budget=budget, workers=1, **options)
+        finally:
+            batch.close()
+        assert recheck.state()["spent"] == budget.spent["verify"]
+        return recheck.state()
+
+    whole, path = checks(), tmp_path / "checkpoint.npz"
+    assert whole["done"] == 2
+    assert whole["spent"] > 0
+    with pytest.raises(KeyboardInterrupt):
+        checks(checkpoint=path, observer=interrupt)
+    assert checks(checkpoint=path) == whole

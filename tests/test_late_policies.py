@@ -15,10 +15,11 @@ from tests.policies import same
 
 from ultra.config import PPOConfig
 from ultra.evaluation.late_policies import BEFORE, LAST, LatePolicies, choose
+from ultra.pipeline.reporting import comparison
 from ultra.policies.io import SHIPPED, load_policy
 from ultra.policies.policy import Architecture, Policy, create_policy
 from ultra.ppo.train import Iteration, train
-from ultra.simulation.budget import StepBudget
+from ultra.simulation.budget import PURPOSES, StepBudget, steps_for
 from ultra.tasks import Task, shipped
 
 
@@ -87,7 +88,7 @@ def test_the_better_policy_is_chosen_within_the_allowance(
         named, task, 2000, budget, np.random.default_rng(0), workers=1, record=tmp_path / "late.json", say=told.append
     )
     assert same(chosen, good)
-    assert 0 < budget.spent["collect"] == budget.used <= 2000
+    assert 0 < budget.spent["choose"] == budget.used <= 2000
     found = json.loads((tmp_path / "late.json").read_text())
     assert [len(means) for means in found["rounds"]] == [4, 3]
     decisive = found["rounds"][1]
@@ -100,3 +101,18 @@ def test_where_nothing_tells_policies_apart_the_last_one_stays(task: Task, good:
     assert choose(alike, task, 2000, StepBudget(2000), np.random.default_rng(0), workers=1) is good
     nothing_left = [("after 200 steps", poor), ("after 100 steps", good)]
     assert choose(nothing_left, task, 1, StepBudget(2000), np.random.default_rng(0), workers=1) is poor
+
+
+def test_results_from_before_choosing_was_counted_by_itself_are_read() -> None:
+    old = {"total": 1000, "collect": 300, "analyse": 50, "verify": 100, "train": 500, "used": 950, "evaluation": 70}
+    budget = StepBudget.from_dict(old)
+    assert (budget.spent["choose"], budget.spent["collect"], budget.used, budget.audit) == (0, 300, 950, 0)
+    assert StepBudget.from_dict(budget.as_dict()) == budget
+    assert [steps_for(old, purpose) for purpose in PURPOSES] == [300, 50, 100, 500, 0]
+    returns = {"mean": 1.0, "ci95": [0.0, 2.0]}
+    result = {"method": "ppo", "analyst": None, "budget": old, "return": {"start": returns, "last": returns}}
+    header, rows = comparison([result])
+    assert dict(zip(header, rows[1], strict=True)) == {
+        "": "ppo", "mean return [95%]": "1.0 [0.0, 2.0]", "collect": "300", "analyse": "50", "verify": "100",
+        "train": "500", "choose": "0", "total": "950",
+    }  # fmt: skip

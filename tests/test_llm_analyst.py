@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
+import threading
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +20,9 @@ from ultra.advice.records import load_advice, load_rules, load_states
 from ultra.cli.main import run as cli
 from ultra.common.errors import LanguageModelError, UltraError
 from ultra.common.ledger import Ledger, Row
+from ultra.pipeline.progress import Reporter
 
-QUICK = {"attempts": 3, "timeout": 5.0, "longest_wait": 5.0}
+QUICK = {"attempts": 3, "timeout": 300.0, "longest_wait": 5.0}
 
 
 def rows(path: Path) -> list[Row]:
@@ -93,20 +99,70 @@ def reply(change: Callable[[dict[str, object]], object], about: str = "identify"
         Answer(raw=b"<html><body>Bad gateway</body></html>", headers={"content-type": "text/html"}),
         Answer(raw=b'{"id": "c", "object": "chat.comp'),
         Answer(content=""),
-        Answer(delay=1.2),
     ],
-    ids=["429", "500", "503", "dropped", "html", "broken-envelope", "empty", "timeout"],
+    ids=["429", "500", "503", "dropped", "html", "broken-envelope", "empty"],
 )
 def test_a_request_that_fails_once_is_repeated(collected: Path, tmp_path: Path, bad: Answer) -> None:
     with Server(first_only(bad)) as server:
-        run = local(collected, tmp_path / "a", server, timeout=1.0 if bad.delay else 5.0, concurrency=8)
+        run = local(collected, tmp_path / "a", server, concurrency=8)
         folder = annotate(run)
     assert len(load_advice(folder / "advice.jsonl")) == 6
     states: list[str] = [row.state for row in rows(run)]
     assert states.count("answered") == 6
-    received = bad.status == 200 and not bad.drop and not bad.delay
-    failed = "unusable" if received else "lost" if bad.drop or bad.delay else "rejected"
+    received = bad.status == 200 and not bad.drop
+    failed = "unusable" if received else "lost" if bad.drop else "rejected"
     assert states.count(failed) == 6
+
+
+def test_a_request_whose_time_is_up_is_repeated_and_counted_as_lost(
+    collected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline is let go off by the server while it holds the first answer back, not by a clock."""
+    limit, plain = 4711.0, asyncio.timeout
+    deadlines: list[tuple[asyncio.AbstractEventLoop, asyncio.Timeout]] = []
+    never = threading.Event()
+
+    def timeout(seconds: float | None) -> asyncio.Timeout:
+        if seconds != limit:
+            return plain(seconds)
+        deadlines.append((asyncio.get_running_loop(), plain(None)))
+        return deadlines[-1][1]
+
+    def behave(request: Request) -> Answer:
+        if request.number:
+            return good(request)
+        loop, deadline = deadlines[-1]
+        loop.call_soon_threadsafe(lambda: deadline.reschedule(loop.time()))
+        return Answer(after=never)
+
+    monkeypatch.setattr("ultra.analysts.llm.guarded.asyncio.timeout", timeout)
+    with Server(behave) as server:
+        folder = annotate(local(collected, tmp_path / "a", server, timeout=limit, concurrency=1))
+    assert len(load_advice(folder / "advice.jsonl")) == 6
+    assert Counter(row.state for row in rows(folder.parent)) == {"answered": 6, "lost": 6}
+    never.set()
+
+
+def test_who_is_being_waited_for_is_said_at_once_and_then_now_and_then(
+    collected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model answers nothing until the reminder has come."""
+    monkeypatch.setattr("ultra.analysts.reader.REMIND_EVERY", 0.01)
+    reminded = threading.Event()
+    said: list[str] = []
+
+    class Listener(Reporter):
+        def say(self, text: str) -> None:
+            said.append(text)
+            if "still waiting" in text:
+                reminded.set()
+
+    with Server(lambda request: replace(good(request), after=reminded)) as server:
+        api.identify(local(collected, tmp_path / "a", server, timeout=300.0), Listener(quiet=True))
+    first, second = [text for text in said if "waiting" in text][:2]
+    clock = r"\d\d:\d\d:\d\d"
+    assert re.search(rf"waiting since {clock} for llm:local/tiny: 0 of 3 answered", first)
+    assert re.search(rf"still waiting, since {clock}, for llm:local/tiny: 0 of 3 answered", second)
 
 
 @pytest.mark.parametrize(
@@ -356,8 +412,15 @@ def test_check_says_what_works(
     with Server(lambda request: Answer('{"sum": 42, "word": "ok"}')) as server:
         assert cli(["llm", "check", "llm:local/tiny", "--base-url", f"{server.url}/v1"]) == 0
         out = capsys.readouterr().out
+        assert out.startswith("asking        local/tiny")
         assert "output mode   native works" in out
+        assert "wrong" not in out
         assert "price         not known" in out
+        server.behave = lambda request: Answer('{"sum": 41, "word": "ok"}')
+        assert cli(["llm", "check", "llm:local/tiny", "--base-url", f"{server.url}/v1"]) == 0
+        out = capsys.readouterr().out
+        assert "output mode   native works" in out
+        assert "answer        wrong: What is 19 + 23? 42, not 41" in out
         server.behave = lambda request: Answer("The sum is 42.")
         assert cli(["llm", "check", "local/tiny", "--base-url", f"{server.url}/v1"]) == 0
         assert "does not work" in capsys.readouterr().out

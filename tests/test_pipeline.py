@@ -30,6 +30,7 @@ from ultra.config import (
     GuidanceConfig,
     Method,
     PPOConfig,
+    ProgramsConfig,
     RefineConfig,
     VerifyConfig,
 )
@@ -56,6 +57,7 @@ HOPPER = RefineConfig(
     guidance=GuidanceConfig(imitation=0.0),
     ppo=PPOConfig(environments=2, rollout_steps=32, minibatch=32, epochs=2),
     evaluate=EvaluateConfig(episodes=2),
+    programs=ProgramsConfig(share=0.0),  # tests/test_programs_run.py
 )
 PONG = replace(HOPPER, task="short-pong", policy=str(POLICIES / "pong"))
 
@@ -138,7 +140,7 @@ def check_result(config: RefineConfig, result: dict[str, Any], path: Path) -> No
     ids=lambda value: value.task if isinstance(value, RefineConfig) else value,
 )
 def test_a_method_refines_from_end_to_end(base: RefineConfig, method: Method, analyst: str, tmp_path: Path) -> None:
-    config = replace(base, method=method, analyst=analyst, finish=0.0)  # its rounds: tests/test_finishing.py
+    config = replace(base, method=method, analyst=analyst)
     result = api.refine(config, tmp_path / "run")
     check_result(config, result, tmp_path / "run")
     budget, audit = result["budget"], result["audit"]
@@ -155,8 +157,8 @@ def test_a_method_refines_from_end_to_end(base: RefineConfig, method: Method, an
     assert 0 < budget["collect"] <= 0.1 * config.steps
     assert 0 < budget["verify"] <= 0.2 * config.steps
     advice = load_advice(tmp_path / "run" / "round-1" / "verified.jsonl")
-    assert audit["advices"] == len(advice) > 0
-    assert audit["advices"] == sum(audit[verdict] for verdict in ("helps", "harms", "unclear", "untried"))
+    assert audit["suggestions"] == len(advice) > 0
+    assert audit["suggestions"] == sum(audit[verdict] for verdict in ("helps", "harms", "unclear", "untried"))
     assert audit["verification_steps"] <= budget["verify"]
     assert {item.source for item in advice} == {analyst}
     if analyst == "random":
@@ -169,7 +171,6 @@ def test_the_search_analyst_with_the_defaults(whole: Path) -> None:
     assert 0 < result["budget"]["analyse"] <= 0.3 * HOPPER.steps
     curve = read_curve(whole / "curve.csv")
     assert [row[0] for row in curve] == sorted({row[0] for row in curve})
-    assert curve[-1][0] < result["budget"]["used"]  # the finishing round trains nothing
 
 
 def test_the_audit_says_how_well_the_critical_states_explain_the_episodes(
@@ -205,17 +206,29 @@ def test_measuring_fidelity_changes_nothing_else(whole: Path, tmp_path: Path) ->
     assert same(load_policy(tmp_path / "run" / "policy" / "last"), load_policy(whole / "policy" / "last"))
 
 
-def test_a_run_that_began_before_the_audit_was_counted_goes_on(whole: Path, tmp_path: Path) -> None:
-    shutil.copytree(whole, tmp_path / "run")
-    manifest = json.loads((tmp_path / "run" / "run.json").read_text())
-    del manifest["config"]["audit"], manifest["done"]["evaluate"]
-    for spent in manifest["done"].values():
-        del spent["audit"]
-    (tmp_path / "run" / "run.json").write_text(json.dumps(manifest))
-    (tmp_path / "run" / "round-1" / "fidelity.json").unlink()
-    result = api.refine(HOPPER, tmp_path / "run")
-    assert result["audit"]["fidelity"] is None
-    assert result["budget"]["audit"] == 0
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        (None, r"has run format 1, made by ultra-refine 0\.0\.9; this version reads format 2: finish or report it"),
+        (99, r"has run format 99, made by ultra-refine 0\.0\.9; this version reads format 2: "),
+    ],
+)
+def test_a_run_of_another_format_is_left_alone_and_says_who_made_it(
+    whole: Path, tmp_path: Path, form: int | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(shutil.copytree(whole, tmp_path / "run"))
+    manifest = json.loads((path / "run.json").read_text())
+    assert manifest.pop("format") == 2
+    manifest |= {"versions": {"ultra-refine": "0.0.9"}} | ({} if form is None else {"format": form})
+    (path / "run.json").write_text(json.dumps(manifest))
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    with pytest.raises(RunDirectoryError, match=said) as error:
+        api.refine(HOPPER, path)
+    assert "\n" not in str(error.value)
+    for command in (["report", str(path)], ["verify", str(path)], ["prompt", str(path)]):
+        assert cli.run(command) == 2
+        assert f"{path} has run format" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 
 
 def test_many_episodes_are_collected_and_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +252,7 @@ def test_advice_may_be_trusted_blindly(tmp_path: Path) -> None:
     result = api.refine(config, tmp_path / "run")
     check_result(config, result, tmp_path / "run")
     assert result["budget"]["verify"] == 0
-    assert result["audit"]["untried"] == result["audit"]["advices"] == 3
+    assert result["audit"]["untried"] == result["audit"]["suggestions"] == 3
 
 
 def test_an_analyst_who_finds_nothing_to_advise_leaves_plain_training(tmp_path: Path) -> None:
@@ -247,7 +260,7 @@ def test_an_analyst_who_finds_nothing_to_advise_leaves_plain_training(tmp_path: 
     config = replace(HOPPER, analyse=replace(HOPPER.analyse, share=0.001))
     result = api.refine(config, tmp_path / "run")
     check_result(config, result, tmp_path / "run")
-    assert result["audit"]["advices"] == 0
+    assert result["audit"]["suggestions"] == 0
 
 
 def test_replayed_steps_are_paid_before_training_is_planned(tmp_path: Path) -> None:
@@ -269,7 +282,7 @@ def test_a_second_round_goes_on_from_the_first_ones_policy(tmp_path: Path) -> No
     assert 800 - config.ppo.samples < done["round-1/finetune"]["used"] <= 800
     assert 1600 - config.ppo.samples < done["round-2/finetune"]["used"] <= 1600
     advice = [load_advice(path / f"round-{number}" / "verified.jsonl") for number in (1, 2)]
-    assert result["audit"]["advices"] == len(advice[0]) + len(advice[1])
+    assert result["audit"]["suggestions"] == len(advice[0]) + len(advice[1])
     assert advice[0] != advice[1]
     assert same(load_policy(path / "round-2" / "policy"), load_policy(path / "policy" / "last"))
     assert not same(load_policy(path / "round-1" / "policy"), load_policy(path / "policy" / "last"))

@@ -19,7 +19,7 @@ from ultra.advice.records import Verification
 from ultra.config import VerifyConfig
 from ultra.policies.policy import Architecture, Policy, actor_critic, create_policy
 from ultra.simulation.budget import StepBudget
-from ultra.simulation.paired import PairedEvaluator, Candidate
+from ultra.simulation.paired import Candidate, PairedEvaluator
 from ultra.tasks import Snapshot, Step
 from ultra.tasks.batch import Facts, Indices, Live, Observations
 from ultra.tasks.plans import Plan, Segment

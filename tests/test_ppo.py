@@ -404,6 +404,33 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(name: str, tmp_pat
     assert [iteration.steps for iteration in seen] == [256, 384, 512]
 
 
+class Tally(NoGuidance):
+    """Notes what `progress` is called with; the calls before a checkpoint are in its state."""
+
+    def __init__(self) -> None:
+        self.calls: list[float] = []
+
+    def progress(self, fraction: float, policy: Policy) -> None:
+        self.calls.append(fraction)
+
+    def state(self) -> dict[str, Any]:
+        return {"calls": self.calls}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.calls = list(state["calls"])
+
+
+@pytest.mark.parametrize("iteration", [1, 2, 4])
+def test_a_resumed_training_calls_progress_once_for_each_rollout(iteration: int, tmp_path: Path) -> None:
+    """Guidance that acts on a call (a recheck, a curriculum) must not act twice after an interruption."""
+    task, path = treadmill(), tmp_path / "checkpoint.npz"
+    with pytest.raises(KeyboardInterrupt):
+        run(task, checkpoint=path, observer=interrupt_at(iteration), guidance=Tally())
+    resumed = Tally()
+    run(task, checkpoint=path, guidance=resumed)
+    assert resumed.calls == [0.0, 0.25, 0.5, 0.75]
+
+
 def test_pong_resumes_alike_on_any_number_of_workers(tmp_path: Path) -> None:
     task, path = get_task("pong"), tmp_path / "checkpoint.npz"
     whole = run(task, iterations=3, workers=1)

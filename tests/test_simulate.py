@@ -13,13 +13,15 @@ import pytest
 from numpy.typing import NDArray
 
 import ultra
-from ultra.advice.expression import parse
 from ultra.collection.collect import collect
 from ultra.collection.trajectories import Episodes, Trajectory, load_trajectory, save_trajectory
 from ultra.common.errors import DivergedError, RunDirectoryError, UltraError
 from ultra.policies.io import load_policy
 from ultra.policies.policy import Architecture, Decision, Policy, create_policy, log_prob_function
-from ultra.simulation.branches import Branch, Habit, Outcome, simulate
+from ultra.programs.attached import AttachedPrograms
+from ultra.programs.compiled import Controller, compile_programs
+from ultra.programs.records import Assignment, Program, Register
+from ultra.simulation.branches import Branch, Outcome, simulate
 from ultra.tasks import Batch, Snapshot, Step, Task, get_task
 from ultra.tasks.batch import Facts, Indices, Live, Observations
 from ultra.tasks.plans import Plan, Segment
@@ -96,7 +98,13 @@ class Diary:
         pass
 
     def after(
-        self, jobs: NDArray[np.int64], observations: Observations, decision: Decision, step: Step, batch: Batch
+        self,
+        jobs: NDArray[np.int64],
+        observations: Observations,
+        decision: Decision,
+        done: Actions,
+        step: Step,
+        batch: Batch,
     ) -> None:
         for slot in np.flatnonzero(jobs >= 0):
             self.rewards[jobs[slot]].append(float(step.rewards[slot]))
@@ -107,6 +115,17 @@ class Diary:
 def walker(space: ActionSpace, seed: int = 0) -> Policy:
     """A policy of random weights whose critic has an opinion."""
     return create_policy(Architecture(3, space, (16,)), np.random.default_rng(seed))
+
+
+def led(plan: Plan | None, space: ActionSpace, strength: float = 1.0) -> Controller | None:
+    """A controller that follows a plan."""
+    return None if plan is None else Controller.of_plan(plan, space, strength)
+
+
+def program(*rules: Assignment, **parts: Any) -> Controller:
+    """A controller of the walk's force."""
+    made = Program("test", rules, **parts)
+    return Controller.of(compile_programs([made], ("place", "wave", "other"), ("force",), FORCE))
 
 
 def diary_of(batch: Batch, policy: Policy, branches: list[Branch], **options: Any) -> tuple[list[Outcome], Diary]:
@@ -132,7 +151,7 @@ def mixed_branches(space: ActionSpace) -> list[Branch]:
     wide = (0.3,) * space.size
     plan = Plan((Segment(2, 3), Segment(0, 2))) if isinstance(space, Discrete) else Plan((Segment(wide, 5),), True)
     return [
-        Branch(noise_seed=k, steps=7 + 5 * k, reset_seed=100 + k, plan=plan if k % 2 else None, strength=0.5)
+        Branch(noise_seed=k, steps=7 + 5 * k, reset_seed=100 + k, controller=led(plan if k % 2 else None, space, 0.5))
         for k in range(11)
     ]
 
@@ -151,7 +170,7 @@ def test_branches_with_the_same_seed_are_the_same(hopper: Task, hopper_policy: P
 def test_no_change_is_no_plan(hopper: Task, hopper_policy: Policy) -> None:
     nothing = Plan((Segment((0.0, 0.0, 0.0), 9),), relative=True)
     branches = [Branch(k, 30, reset_seed=k) for k in range(4)]
-    changed = [replace(branch, plan=nothing) for branch in branches]
+    changed = [replace(branch, controller=led(nothing, hopper.action_space)) for branch in branches]
     outcomes = simulate(hopper.make_batch(8, 1), hopper_policy, branches + changed, GAMMA)
     assert outcomes[:4] == outcomes[4:]
 
@@ -160,7 +179,7 @@ def test_a_plan_of_the_policys_own_actions_is_no_plan() -> None:
     policy = walker(BUTTONS)
     outcomes, diary = diary_of(Walk(8, discrete=True), policy, [Branch(k, 40, reset_seed=k) for k in range(8)])
     plans = [Plan(tuple(Segment(int(action)) for action in actions[:16])) for actions in diary.actions]
-    branches = [Branch(k, 40, reset_seed=k, plan=plan) for k, plan in enumerate(plans)]
+    branches = [Branch(k, 40, reset_seed=k, controller=led(plan, BUTTONS)) for k, plan in enumerate(plans)]
     assert simulate(Walk(8, discrete=True), policy, branches, GAMMA) == outcomes
 
 
@@ -175,20 +194,20 @@ def test_a_plan_comes_first_and_then_the_policy() -> None:
     """After the plan, the policy goes on with the noise of its own step, not with that of the beginning."""
     policy = walker(FORCE)
     plan = Plan((Segment((1.0,), 2), Segment((-1.0,), 1)))
-    _, diary = diary_of(Walk(2), policy, [Branch(5, 10, reset_seed=1, plan=p) for p in (None, plan)])
-    free, led = (pushes(rewards, 1) for rewards in diary.rewards)
-    np.testing.assert_allclose(led[:3], [1, 1, -1])
+    _, diary = diary_of(Walk(2), policy, [Branch(5, 10, reset_seed=1, controller=led(p, FORCE)) for p in (None, plan)])
+    free, led_forces = (pushes(rewards, 1) for rewards in diary.rewards)
+    np.testing.assert_allclose(led_forces[:3], [1, 1, -1])
     own = np.clip(np.array(diary.actions)[:, :, 0], -1, 1)
     np.testing.assert_allclose(free, own[0], atol=1e-6)
-    np.testing.assert_allclose(led[3:], own[1][3:], atol=1e-6)
+    np.testing.assert_allclose(led_forces[3:], own[1][3:], atol=1e-6)
     # A fresh policy hardly looks at the state: what remains is the noise, the same in both branches.
-    np.testing.assert_allclose(led[3:], free[3:], atol=0.1)
+    np.testing.assert_allclose(led_forces[3:], free[3:], atol=0.1)
 
 
 def test_a_change_is_added_at_its_strength() -> None:
     policy = walker(FORCE)
     plan = Plan((Segment((0.4,), 3),), relative=True)
-    branch = Branch(5, 6, reset_seed=1, plan=plan, strength=0.25)
+    branch = Branch(5, 6, reset_seed=1, controller=led(plan, FORCE, 0.25))
     _, diary = diary_of(Walk(1), policy, [branch])
     own = np.array(diary.actions[0])[:, 0]
     wanted = np.clip(own + np.array([0.1, 0.1, 0.1, 0, 0, 0]), -1, 1)
@@ -214,7 +233,7 @@ def test_the_critic_stands_for_the_rest_but_not_after_the_end(
     policy = walker(FORCE)
     policy = replace(policy, normalizer=policy.normalizer.with_returns(np.array([2.5])))
     push = Plan((Segment((0.5,), 30),))
-    branches = [Branch(k, 25, reset_seed=k, plan=push if k % 2 else None) for k in range(6)]
+    branches = [Branch(k, 25, reset_seed=k, controller=led(push if k % 2 else None, FORCE)) for k in range(6)]
     batch = Walk(4, **options)
     outcomes, diary = diary_of(batch, policy, branches)
     ended = 0
@@ -271,7 +290,7 @@ def test_nothing_to_do_is_done_at_once() -> None:
 def test_a_reward_that_is_not_a_number_is_an_error() -> None:
     push = Plan((Segment((1.0,), 20),))
     with pytest.raises(DivergedError, match="reward that is not finite"):
-        simulate(Walk(2, spoilt=1.2), walker(FORCE), [Branch(0, 30, plan=push)], GAMMA)
+        simulate(Walk(2, spoilt=1.2), walker(FORCE), [Branch(0, 30, controller=led(push, FORCE))], GAMMA)
 
 
 def test_idle_environments_do_not_count() -> None:
@@ -294,39 +313,33 @@ def test_an_outcome_does_not_depend_on_its_company(space: ActionSpace) -> None:
         np.testing.assert_allclose([o.value for o in together], [o.value for o in alone], rtol=1e-4)
 
 
-# Guards
+# Programs
 
 
-def test_a_guard_begins_its_plan_wherever_it_holds() -> None:
+def test_a_rule_acts_wherever_its_guard_holds() -> None:
     """Pushed back whenever it is too far to the right, a walk stays where it is."""
-    plan = Plan((Segment((-1.0,), 2),))
-    guard = parse("place > 0.5", ("place", "wave", "other"))
-    branches = [Branch(k, 200, reset_seed=k, habits=(Habit(guard, plan),)) for k in range(6)]
+    back = program(Assignment("place > 0.5", set=(("force", "-1"),)))
+    branches = [Branch(k, 200, reset_seed=k, controller=back) for k in range(6)]
     _, diary = diary_of(Walk(4), walker(FORCE), branches)
     for seed, rewards in enumerate(diary.rewards):
         places = np.array([float(np.random.default_rng(seed).uniform(-1, 1)), *(np.array(rewards) - 1)])
         forces = np.diff(places) / 0.1
-        left = 0
-        for place, force in zip(places, forces, strict=False):
-            left = 2 if left == 0 and place > 0.5 else left
-            if left:
-                assert force == pytest.approx(-1.0, abs=1e-5)
-                left -= 1
+        right = np.float32(places[:-1]) > 0.5
+        np.testing.assert_allclose(forces[right], -1.0, atol=1e-5)
+        assert not np.allclose(forces[~right], -1.0)
 
 
 def test_a_guard_that_never_holds_changes_nothing() -> None:
-    guard = parse("place > 1e6", ("place", "wave", "other"))
-    plan = Plan((Segment((-1.0,), 2),))
+    never = program(Assignment("place > 1e6", set=(("force", "-1"),)))
     plain = [Branch(k, 60, reset_seed=k) for k in range(6)]
-    guarded = [replace(branch, habits=(Habit(guard, plan),)) for branch in plain]
+    guarded = [replace(branch, controller=never) for branch in plain]
     assert simulate(Walk(4), walker(FORCE), guarded, GAMMA) == simulate(Walk(4), walker(FORCE), plain, GAMMA)
 
 
 def test_a_guard_sees_the_step_before_of_its_own_episode() -> None:
     """`prev` of a state with which an episode begins is that state itself, whatever its slot held before."""
-    guard = parse("place < prev(place)", ("place", "wave", "other"))
-    up = Plan((Segment((1.0,)),))
-    branches = [Branch(k, 40, reset_seed=k, habits=(Habit(guard, up),)) for k in range(9)]
+    up = program(Assignment("place < prev(place)", set=(("force", "1"),)))
+    branches = [Branch(k, 40, reset_seed=k, controller=up) for k in range(9)]
     _, diary = diary_of(Walk(2), walker(FORCE), branches)
     for seed, rewards in enumerate(diary.rewards):
         forces = pushes(rewards, seed)
@@ -335,6 +348,36 @@ def test_a_guard_sees_the_step_before_of_its_own_episode() -> None:
                 assert now == pytest.approx(1.0, abs=1e-5)
         own = np.clip(np.array(diary.actions[seed])[0], -1, 1)
         assert forces[0] == pytest.approx(float(own[0]), abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 16])
+def test_nothing_is_left_in_a_slot_by_the_branch_before(size: int) -> None:
+    """Branches with pushes that add, clocks and memory take turns in the same slots with plain ones."""
+    push = program(
+        Assignment(add=(("force", "0.3 * sin(c) + 0.1 * m"),)), clocks=(("c", "0.4"),),
+        memory=(Register("m", 1.0, "0.5 * m"),),
+    )  # fmt: skip
+    plain = [Branch(k, 5 + 3 * k, reset_seed=k) for k in range(12)]
+    mixed = [replace(branch, controller=push if k % 3 else None) for k, branch in enumerate(plain)]
+    policy = walker(FORCE)
+    alone = [simulate(Walk(1), policy, [branch], GAMMA)[0] for branch in mixed]
+    together = simulate(Walk(size), policy, mixed, GAMMA)
+    np.testing.assert_allclose([o.value for o in together], [o.value for o in alone], rtol=1e-4)
+    controls = simulate(Walk(size), policy, plain, GAMMA)
+    np.testing.assert_allclose([o.value for o in together[::3]], [o.value for o in controls[::3]], rtol=1e-4)
+
+
+def test_a_policy_with_programs_acts_with_them_everywhere() -> None:
+    """The programs of a policy come before those that are tried on top of it."""
+    policy = walker(FORCE)
+    quarter = Program("own", (Assignment(set=(("force", "0.25"),)),))
+    own = AttachedPrograms(((quarter,),), ("place", "wave", "other"), ("force",))
+    policy = replace(policy, attached=own)
+    double = program(Assignment(set=(("force", "2 * agent(force)"),)))
+    branches = [Branch(1, 5, reset_seed=1), Branch(1, 5, reset_seed=1, controller=double)]
+    _, diary = diary_of(Walk(2), policy, branches)
+    np.testing.assert_allclose(pushes(diary.rewards[0], 1), 0.25, atol=1e-5)
+    np.testing.assert_allclose(pushes(diary.rewards[1], 1), 0.5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["hopper", "pong", "CartPole-v1"])

@@ -23,6 +23,7 @@ from ultra.common.statistics import (
     performance_profile,
     probability_of_improvement,
     rises,
+    sign_flip_p_value,
     stratified_bootstrap,
 )
 
@@ -36,6 +37,24 @@ TABLES = st.tuples(st.integers(1, 8), st.integers(1, 4)).flatmap(
 
 
 # Means
+
+
+def test_the_sign_flip_test_of_a_worked_example() -> None:
+    """Of the eight sign patterns of 1, 2 and 3 two sum to at least 2 + 3 - 1 = 4: all plus, and minus the 1."""
+    assert sign_flip_p_value([-1, 2, 3]) == 2 / 8
+    assert sign_flip_p_value([1, 2, 3]) == 1 / 8
+    assert sign_flip_p_value([1] * 7 + [-1]) == 9 / 256
+    with pytest.raises(UltraError, match="1 to 16 differences, not 17"):
+        sign_flip_p_value([1.0] * 17)
+
+
+@settings(deadline=None)
+@given(st.lists(VALUES, min_size=2, max_size=8))
+def test_the_sign_flip_test_is_scipys(values: list[float]) -> None:
+    theirs = stats.permutation_test(
+        (values,), np.sum, permutation_type="samples", alternative="greater", n_resamples=np.inf
+    )
+    assert sign_flip_p_value(values) == pytest.approx(theirs.pvalue)
 
 
 def test_the_t_interval_of_a_worked_example() -> None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from ultra import study
 from ultra.api import refine, report
 from ultra.cli.main import run
 from ultra.common.errors import RunDirectoryError, UltraError
-from ultra.common.locks import Permits, make_permits
+from ultra.common.files import make_directory
+from ultra.common.locks import Permits, hold_directory, make_permits
 from ultra.common.records import record_from
 from ultra.config import RefineConfig
 from ultra.pipeline.run import Run
@@ -32,6 +34,7 @@ from ultra.policies.policy import flatten
 from ultra.studies.figures import draw_profiles, draw_task_curves
 from ultra.studies.plan import Job, Study, load_study, read_study, slug
 from ultra.studies.report import notes
+from ultra.studies.runner import prepare
 from ultra.studies.summary import summarize
 from ultra.studies.work import work
 from ultra.tasks import known_tasks
@@ -365,12 +368,24 @@ def test_a_study_starts_from_a_zip_of_stable_baselines3(tmp_path: Path, capsys: 
 
 
 def test_a_second_study_in_the_same_directory_is_turned_away(policy: Path, tmp_path: Path) -> None:
-    from ultra.common.locks import hold_file
-
     file, out = write(tmp_path / "s.yaml", content(policy)), tmp_path / "out"
-    out.mkdir()
-    with hold_file(out / "lock"), pytest.raises(UltraError, match="another `ultra study` is at work"):
+    with hold_directory(out), pytest.raises(UltraError, match=f"is in use by process {os.getpid()} on "):
         study(file, out)
+
+
+def test_a_run_of_a_study_waits_for_whoever_is_at_it(policy: Path, tmp_path: Path) -> None:
+    """A machine that was given up too early and its successor never write at the same time."""
+    plan = read_study(content(policy, methods=["none"], baseline="none", seeds=[0]), "s")
+    make_directory(tmp_path / "out")
+    prepare(plan, tmp_path, tmp_path / "out")
+    (job,) = plan.refinements(tmp_path / "out")
+    with ThreadPoolExecutor(1) as pool:
+        with hold_directory(job.path):
+            waiting = pool.submit(work, job)
+            assert not wait([waiting], timeout=1.0).done
+            assert not job.log.exists()
+        waiting.result()
+    assert job.finished
 
 
 def test_a_run_on_a_machine_without_the_directory_says_so(tmp_path: Path) -> None:
@@ -511,8 +526,6 @@ def test_pictures_of_few_and_of_many_methods(contenders: int, tmp_path: Path) ->
 
 
 def test_a_report_before_any_run_says_so(tmp_path: Path, policy: Path) -> None:
-    from ultra.studies.runner import prepare
-
     out = tmp_path / "out"
     out.mkdir()
     prepare(load_study(write(tmp_path / "s.yaml", content(policy))), tmp_path, out)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ultra.analysts.fidelity import fidelity_of_case
 from ultra.common.errors import UltraError
 from ultra.common.files import write_json
+from ultra.common.locks import hold_directory
 from ultra.common.statistics import Estimate
 from ultra.config import RefineConfig, TrainConfig
 from ultra.evaluation.evaluate import evaluate as evaluate_policy
@@ -46,7 +47,8 @@ def refine(config: RefineConfig, out: PathLike, reporter: Reporter | None = None
     Raises:
         UltraError: for anything that the user can mend.
     """
-    return Refinement.start(Path(out), config, reporter or Reporter(quiet=True)).run_all()
+    with hold_directory(Path(out)):
+        return Refinement.start(Path(out), config, reporter or Reporter(quiet=True)).run_all()
 
 
 def train(config: TrainConfig, out: PathLike, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -55,7 +57,8 @@ def train(config: TrainConfig, out: PathLike, reporter: Reporter | None = None) 
     Returns:
         The contents of `result.json`.
     """
-    return train_policy(Path(out), config, reporter or Reporter(quiet=True))
+    with hold_directory(Path(out)):
+        return train_policy(Path(out), config, reporter or Reporter(quiet=True))
 
 
 def evaluate(
@@ -136,7 +139,7 @@ def fidelity(run: PathLike, number: int = 0, reporter: Reporter | None = None) -
         UltraError: if there is nothing to compare changes of the return with.
     """
     refinement = Refinement(Run.open(Path(run)), reporter or Reporter(quiet=True))
-    rounds = range(1, refinement.config.last_round + 1)
+    rounds = range(1, len(refinement.rounds) + 1)
     if not number:
         number = max((n for n in rounds if refinement.run.finished(f"round-{n}/identify")), default=1)
     refinement.run.require(f"round-{number}/identify", f"ultra identify {run}")
@@ -179,10 +182,11 @@ def run_stage(run: PathLike, stage: str, reporter: Reporter | None = None) -> Pa
     Raises:
         RunDirectoryError: if the stage before it is not done.
     """
-    refinement = Refinement(Run.open(Path(run)), reporter or Reporter(quiet=True))
-    rounds = refinement.config.last_round
-    number = next((n for n in range(1, rounds) if not refinement.run.finished(f"round-{n}/{stage}")), rounds)
-    refinement.run_stage(stage, number)
-    if stage == STAGES[-1] and number == rounds:
-        refinement.evaluate()
-    return refinement.run.round(number)
+    with hold_directory(Path(run)):
+        refinement = Refinement(Run.open(Path(run)), reporter or Reporter(quiet=True))
+        rounds = len(refinement.rounds)
+        number = next((n for n in range(1, rounds) if not refinement.run.finished(f"round-{n}/{stage}")), rounds)
+        refinement.run_stage(stage, number)
+        if stage == STAGES[-1] and number == rounds:
+            refinement.evaluate()
+        return refinement.run.round(number)

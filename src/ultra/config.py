@@ -79,7 +79,7 @@ class CollectConfig:
     episodes: int = 8
     """Episodes to collect for the analyst."""
     share: float = 0.1
-    """At most this share of the round's steps; the finishing round takes an eighth of what is left."""
+    """At most this share of the round's steps."""
 
     def __post_init__(self) -> None:
         _check(self.episodes >= 1, "episodes", self.episodes, "at least 1")
@@ -88,7 +88,7 @@ class CollectConfig:
 
 @dataclass(frozen=True)
 class LateConfig:
-    """Where a finishing round follows, the best of a training's last policies goes on, not the very last one."""
+    """The best of a training's last policies goes on, not the very last one, where programs are used."""
 
     policies: int = 8
     """How many of them are compared; 1 takes the last one."""
@@ -110,8 +110,6 @@ class AnalyseConfig:
     """The `search` analyst's share of the step budget."""
     candidates: int = 8
     """Plans that `search` compares at each candidate state."""
-    rules: float = 0.0
-    """Part of that share which `search` spends on rules; the rest finds advice at states."""
     compared: float = 0.5
     """Part of the horizon over which `search` compares: half of it buys twice the advice, and verification looks over
     all of it. Where rewards come late (Pong), 1 finds more that helps."""
@@ -124,7 +122,6 @@ class AnalyseConfig:
         _check(self.states >= 1, "states", self.states, "at least 1")
         _check(0 < self.share < 1, "share", self.share, "between 0 and 1")
         _check(0 < self.compared <= 1, "compared", self.compared, "above 0 and at most 1")
-        _check(0 <= self.rules <= 1, "rules", self.rules, "between 0 and 1")
         _check(self.candidates >= 2, "candidates", self.candidates, "at least 2")
         _check(1 <= self.plan_steps <= 16, "plan_steps", self.plan_steps, "between 1 and 16")
         _check(self.horizon > self.plan_steps, "horizon", self.horizon, f"longer than a plan ({self.plan_steps})")
@@ -201,6 +198,36 @@ class VerifyConfig:
         _check(self.branches >= 8, "branches", self.branches, "at least 8")
         _check(0 <= self.recheck < 1, "recheck", self.recheck, "in [0, 1)")
         _check(0.5 < self.confidence < 1, "confidence", self.confidence, "between 0.5 and 1")
+
+
+@dataclass(frozen=True)
+class ProgramsConfig:
+    """Programs for the whole policy: proposed in turns, raced, tuned, verified, and adopted."""
+
+    share: Annotated[float, arg(aliases=["--programs-share"])] = 0.4
+    """Share of the step budget for all of that; 0 asks for none. Methods `ultra-a` and `ultra-ra` with verified trust
+    only: programs act."""
+    ask: Annotated[Literal["auto", "first", "last"], arg(aliases=["--ask"])] = "auto"
+    """`first`: programs before training, for a policy that is stuck; `last`: after it, for one that still learns;
+    `auto`: decided from the starting policy's learning curve, or from a short training where it has none."""
+    turns: Annotated[int, arg(aliases=["--turns"])] = 3
+    """Turns of the conversation: each tells the analyst what became of its programs."""
+    structures: bool = True
+    """Let corrections that follow from the task's card race with what a language model or a file proposes."""
+    verify: float = 0.15
+    """Part of the share for verifying the best programs in fresh whole episodes."""
+    adopt: Literal["auto", "graft", "distil", "program"] = "auto"
+    """How verified programs become part of the policy: put into its network exactly where possible, else taught to
+    it (DAgger), else kept as programs; or one of these alone."""
+    distil: float = 0.25
+    """Part of the share for teaching programs to the network, at most."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.share < 1, "programs.share", self.share, "in [0, 1)")
+        _check(1 <= self.turns <= 20, "turns", self.turns, "between 1 and 20")
+        _check(0 < self.verify < 1, "programs.verify", self.verify, "between 0 and 1")
+        _check(0 <= self.distil < 1, "programs.distil", self.distil, "in [0, 1)")
+        _check(self.verify + self.distil < 1, "programs.distil", self.distil, "below 1 together with --programs.verify")
 
 
 @dataclass(frozen=True)
@@ -346,7 +373,8 @@ class RefineConfig:
     task: str
     """A known task (`ultra tasks`) or a Gymnasium id."""
     policy: str = ""
-    """The policy to refine: a directory that `ultra train` made, or a zip of Stable-Baselines3 (PPO or A2C)."""
+    """The policy to refine: a directory that `ultra train` made, a zip of Stable-Baselines3 (PPO or A2C), or
+    `shipped:NAME`."""
     vecnormalize: str = ""
     """VecNormalize statistics of a zip; by default they are looked for beside it, under the usual names."""
     trust_pickle: bool = False
@@ -366,9 +394,6 @@ class RefineConfig:
     """Seed of everything random."""
     rounds: int = 1
     """How often to collect, analyse and train, dividing the budget evenly."""
-    finish: float | None = None
-    """Share of the step budget for a finishing round: rules are sought for the trained policy, and those that
-    verifiably help become part of its network. By default 0.3 for `search`, if the network takes rules; else 0."""
     sticky: float = 0.0
     """Probability that an Atari console repeats the previous action."""
     threshold: float = 0.0
@@ -381,6 +406,7 @@ class RefineConfig:
     llm: LLMConfig = field(default_factory=LLMConfig)
     late: LateConfig = field(default_factory=LateConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
+    programs: ProgramsConfig = field(default_factory=ProgramsConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     jsrl: JSRLConfig = field(default_factory=JSRLConfig)
@@ -393,29 +419,13 @@ class RefineConfig:
         _check(self.method in METHODS, "method", self.method, f"one of {', '.join(METHODS)}")
         _check(self.steps >= 1, "steps", self.steps, "at least 1")
         _check(self.rounds >= 1, "rounds", self.rounds, "at least 1")
-        _check(self.finish is None or 0 <= self.finish < 1, "finish", self.finish, "in [0, 1)")
         _check(0 <= self.sticky < 1, "sticky", self.sticky, "in [0, 1)")
 
     @property
-    def finishing(self) -> float:
-        """Share of the budget for the finishing round, which changes what the policy does; 0 if there is none."""
-        if self.method not in ("ultra-a", "ultra-ra") or self.guidance.trust != "helps" or not self.guidance.strength:
-            return 0.0
-        return (0.3 if self.analyst == "search" else 0.0) if self.finish is None else self.finish
-
-    @property
-    def last_round(self) -> int:
-        """Number of the last round, the finishing one included."""
-        return self.rounds + (self.finishing > 0)
-
-    def finishes(self, number: int) -> bool:
-        """Whether a round is the finishing one."""
-        return number > self.rounds
-
-    @property
-    def round_steps(self) -> int:
-        """Each training round's part of the budget."""
-        return int((1 - self.finishing) * self.steps) // self.rounds
+    def uses_programs(self) -> bool:
+        """Whether programs are asked for: they act, so a method that changes actions and verifies is needed."""
+        verified = self.guidance.trust == "helps" and self.guidance.strength > 0
+        return self.method in ("ultra-a", "ultra-ra") and verified and self.programs.share > 0
 
 
 @dataclass(frozen=True)

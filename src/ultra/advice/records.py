@@ -12,17 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.common.errors import RunDirectoryError, UltraError
-from ultra.common.files import write_atomically
+from ultra.common.files import write_json_lines
 from ultra.tasks.batch import Snapshot
 from ultra.tasks.plans import Plan
 
 Verdict = Literal["helps", "harms", "unclear"]
 Record = TypeVar("Record")
-
-ADOPTED = "adopted.jsonl"
-"""In the finishing round's folder: the rules that became part of the policy."""
-RULES = "rules.jsonl"
-"""Analysts leave their rules in the round's folder under this name."""
 
 
 @dataclass(frozen=True)
@@ -68,24 +63,8 @@ class Verification:
     steps: int
 
 
-class Tried:
-    """What advice and rules share: they may have been tried."""
-
-    verification: Verification | None
-
-    @property
-    def verdict(self) -> Verdict | None:
-        """What verification found, or None if it has not been tried."""
-        return self.verification.verdict if self.verification else None
-
-    @property
-    def strength(self) -> float:
-        """Factor of a relative plan: as verification chose, else 1."""
-        return self.verification.strength if self.verification else 1.0
-
-
 @dataclass(frozen=True)
-class Advice(Tried):
+class Advice:
     """What to do at a critical state, and what following it or not is worth.
 
     Raises:
@@ -111,6 +90,16 @@ class Advice(Tried):
                     f"{name} of episode {self.state.episode}, t = {self.state.t} is {value}, not in [-1, 1]"
                 )
 
+    @property
+    def verdict(self) -> Verdict | None:
+        """What verification found, or None if it has not been tried."""
+        return self.verification.verdict if self.verification else None
+
+    @property
+    def strength(self) -> float:
+        """Factor of a relative plan: as verification chose, else 1."""
+        return self.verification.strength if self.verification else 1.0
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {**asdict(self), "plan": self.plan.to_json()}
@@ -126,77 +115,6 @@ class Advice(Tried):
             "verification": Verification(**found) if found else None,
         }
         return cls(**fields)
-
-
-@dataclass(frozen=True)
-class Rule(Tried):
-    """Advice for every state where a guard holds, also such that no table has seen.
-
-    Raises:
-        UltraError: if it suggests nothing, or its reward lies outside [-1, 1].
-    """
-
-    guard: str
-    """A condition over facts (`ultra.advice.expression`), already checked against the task's card."""
-    plan: Plan | None
-    """What to do where it holds, or None."""
-    reward: float
-    """Implicit reward of the states where it holds, -1 to 1; 0 for none."""
-    explanation: str
-    source: str
-    """Who gave it."""
-    verification: Verification | None = None
-    """What was found of the rule alone, or else of its group."""
-    together: Verification | None = None
-    """What was found of the chosen set to which it belongs; None if it belongs to none. Only these are executed."""
-    group: str = ""
-    """Rules of one group were given as one and are tried as one; "" for a rule that stands alone."""
-
-    def __post_init__(self) -> None:
-        if not -1 <= self.reward <= 1:
-            raise UltraError(f"the reward of rule {self.guard!r} is {self.reward}, not in [-1, 1]")
-        if self.plan is None and self.reward == 0:
-            raise UltraError(f"rule {self.guard!r} suggests nothing: give it a plan or a reward other than 0")
-
-    @property
-    def reward_follow(self) -> float:
-        """Implicit reward for following the plan."""
-        return self.reward
-
-    @property
-    def reward_taken(self) -> float:
-        """A rule knows of no action that was taken."""
-        return 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {**asdict(self), "plan": self.plan.to_json() if self.plan else None}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Rule:
-        """Inverse of `to_json`."""
-        fields = dict(value)
-        found = fields["verification"]
-        fields |= {
-            "plan": Plan.from_json(fields["plan"]) if fields["plan"] else None,
-            "verification": Verification(**found) if found else None,
-            "together": Verification(**fields["together"]) if fields.get("together") else None,
-        }
-        return cls(**fields)
-
-
-def save_rules(rules: Iterable[Rule], path: Path) -> None:
-    """Write rules as JSON Lines."""
-    _save_lines((rule.to_json() for rule in rules), path)
-
-
-def load_rules(path: Path) -> list[Rule]:
-    """Read rules; an empty list if the analyst gave none.
-
-    Raises:
-        RunDirectoryError: naming the line, if the file is damaged.
-    """
-    return _load_lines(path, Rule.from_json, "advise") if path.is_file() else []
 
 
 def save_advice(advice: Iterable[Advice], path: Path) -> None:
@@ -229,7 +147,7 @@ def load_states(path: Path) -> list[CriticalState]:
 
 def _save_lines(values: Iterable[dict[str, Any]], path: Path) -> None:
     """Write plain values as JSON Lines."""
-    write_atomically(path, "".join(json.dumps(value) + "\n" for value in values).encode())
+    write_json_lines(path, values)
 
 
 def _load_lines(path: Path, record: Callable[[Any], Record], verb: str) -> list[Record]:
@@ -286,15 +204,12 @@ class AdviceBook:
         return replace(self, entries=tuple(entry for entry in self.entries if trusted(entry.advice, trust)))
 
 
-def trusted(advice: Advice | Rule, trust: Literal["helps", "all"]) -> bool:
-    """Whether advice takes part in training: not if it harms, or has not or (rewards alone) cannot be tried.
+def trusted(advice: Advice, trust: Literal["helps", "all"]) -> bool:
+    """Whether advice takes part in training: not if it harms or has not been tried, unless everything is trusted.
 
-    An unclear advice still rewards, once for each visit of its state. An unclear rule does not: its reward
-    comes at every step where its guard holds, and would soon be worth more than the task's own.
+    Unclear advice still rewards, once for each visit of its state.
     """
-    if trust == "all":
-        return True
-    return advice.together is not None if isinstance(advice, Rule) else advice.verdict in ("helps", "unclear")
+    return trust == "all" or advice.verdict in ("helps", "unclear")
 
 
 def calibrate(facts: Sequence[NDArray[np.float64]], columns: NDArray[np.intp]) -> tuple[NDArray[np.float64], float]:

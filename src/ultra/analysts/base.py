@@ -10,18 +10,20 @@ from typing import Protocol
 import numpy as np
 
 from ultra.advice.records import Advice, CriticalState
+from ultra.analysts.turns import TurnReport
 from ultra.collection.trajectories import Trajectory
 from ultra.config import AnalyseConfig, LLMConfig, PPOConfig, StateMaskConfig
 from ultra.policies.policy import Policy
+from ultra.programs.records import Potential
 from ultra.simulation.budget import StepBudget
-from ultra.simulation.paired import PairedEvaluator
 from ultra.tasks.batch import Batch, Snapshot
 from ultra.tasks.task import Task
+from ultra.tuning.entrants import Proposal
 
 
 @dataclass(frozen=True)
 class Case:
-    """What an analyst is given: a policy, its episodes, and means to look closer."""
+    """The context of an analysis: a policy, its episodes, and what is needed to simulate more."""
 
     task: Task
     policy: Policy
@@ -53,8 +55,16 @@ class Case:
     """For analysts that train."""
     workers: int = 0
     """Cores for stepping environments; 0 uses all."""
-    finishing: bool = False
-    """Whether rules are wanted that can become part of the policy's network."""
+    stuck: bool = False
+    """Whether the policy no longer learns, so that programs that do the whole task are wanted most."""
+    turns: int = 1
+    """Turns of programs that there are at most."""
+    race_steps: int = 0
+    """Environment steps for racing and tuning the programs of one turn; 0 if not known."""
+    verify_steps: int = 0
+    """Environment steps for verifying programs in fresh episodes; 0 if not known."""
+    verified: Sequence[Advice] = ()
+    """Advice of this round that has been verified, with the verdicts."""
 
     @property
     def ends(self) -> bool:
@@ -69,40 +79,16 @@ class Case:
         return found
 
 
-SHORTEST_FINISHING = 400
-"""Rules that are to become part of a policy are tried in episodes of so many steps at least: a game that is cut short
-has not been lost yet."""
+@dataclass(frozen=True)
+class Proposals:
+    """What an analyst proposes for the whole policy in one turn."""
 
-
-def whole_episodes(case: Case, purpose: str, allowance: int, ending: int, endless: int) -> PairedEvaluator:
-    """Where rules are tried: in whole episodes, undiscounted, acting as in evaluation.
-
-    Args:
-        case: of the round.
-        purpose: of the steps.
-        allowance: most steps.
-        ending: episodes are cut such that so many last as long as the allowance, where some end by themselves,
-            which may come late;
-        endless: and so many where all go on, the sooner alike.
-    """
-    count = ending if case.ends else endless
-    shortest = SHORTEST_FINISHING if case.finishing else case.config.horizon
-    longest = min(case.task.time_limit, max(allowance // count, shortest))
-    return PairedEvaluator(
-        case.batch,
-        case.policy,
-        1.0,
-        longest,
-        case.budget,
-        purpose,
-        allowance,
-        case.rng,
-        sampled=case.task.sampled_evaluation,
-    )
+    programs: tuple[Proposal, ...] = ()
+    potentials: tuple[Potential, ...] = ()
 
 
 class Analyst(Protocol):
-    """Reads episodes and gives advice."""
+    """Reads episodes, gives advice at critical states, and proposes programs."""
 
     @property
     def name(self) -> str:
@@ -115,4 +101,17 @@ class Analyst(Protocol):
 
     def advise(self, case: Case, states: Sequence[CriticalState]) -> list[Advice]:
         """Suggest what to do at critical states; some may get no advice."""
+        ...
+
+    def propose(self, case: Case, states: Sequence[CriticalState], report: TurnReport | None) -> Proposals:
+        """Propose programs and potentials for the whole policy.
+
+        Args:
+            case: of the round.
+            states: the critical states named before.
+            report: what the turn before gave; None in the first turn.
+
+        Returns:
+            The proposals of this turn; none when there is nothing more to propose, which ends the turns.
+        """
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ultra.common.ledger import canonical, key_of
@@ -42,11 +42,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A question, with the answers that were not valid and what was said of them."""
+    """A question, with the answers given so far and what was said of each."""
 
     question: Question
     turns: tuple[tuple[str, str], ...] = ()
-    """(answer, objection), in order."""
+    """(answer, what was said of it), in order: the report of a turn of programs, or an objection."""
+    reports: int = 0
+    """How many of them, the first ones, are reports; the others are objections to answers that were not valid."""
 
     def fields(self) -> dict[str, Any]:
         """What identifies the question, whoever is asked."""
@@ -64,8 +66,18 @@ class Conversation:
 
     @property
     def title(self) -> str:
-        """The question's title, with the number of the objection."""
-        return self.question.title + (f" (asked again, {len(self.turns)})" if self.turns else "")
+        """The question's title, with the number of the turn and of the objection."""
+        turn = f", turn {self.reports + 1}" if self.reports else ""
+        return self.question.title + turn + (f" (asked again, {self.objections})" if self.objections else "")
+
+    @property
+    def objections(self) -> int:
+        """How often the present turn's answer was asked for again."""
+        return len(self.turns) - self.reports
+
+    def objected(self, answer: str, objection: str) -> Conversation:
+        """The conversation with an answer that is not valid, and why."""
+        return replace(self, turns=(*self.turns, (answer, objection)))
 
 
 @dataclass(frozen=True)
@@ -100,6 +112,8 @@ class Parsed:
 
     items: tuple[Any, ...]
     problems: tuple[str, ...]
+    repaired: tuple[str, ...] = ()
+    """What was read although it was not written as asked; said to the user."""
 
 
 @dataclass(frozen=True)
@@ -113,32 +127,45 @@ class Exchange:
     reasked: int
     bought: int
     reused: int
+    repaired: tuple[str, ...] = ()
+    """What of the answer was read although it was not written as asked."""
+    answer: str = ""
+    """The text from which the items were read."""
 
 
-async def ask(correspondent: Correspondent, question: Question, read: Callable[[str], Parsed]) -> Exchange:
+async def ask(
+    correspondent: Correspondent, question: Question | Conversation, read: Callable[[str], Parsed]
+) -> Exchange:
     """Ask, and ask again with the precise problems at most twice; then keep what is valid.
+
+    Args:
+        correspondent: who answers.
+        question: a question, or a conversation whose last report is to be answered.
+        read: what is valid in an answer, and what is wrong with the rest.
 
     Raises:
         LanguageModelError: if nobody can be reached.
     """
-    conversation = Conversation(question)
-    best = Parsed((), ())
+    conversation = question if isinstance(question, Conversation) else Conversation(question)
+    title = conversation.title
+    best, text = Parsed((), ()), ""
     bought = reused = 0
     while True:
         try:
             reply = await correspondent.reply(conversation)
         except NoAnswer as silence:
             problems = (*best.problems, str(silence))
-            return Exchange(question.title, best.items, problems, len(conversation.turns), bought, reused)
+            return Exchange(title, best.items, problems, conversation.objections, bought, reused, best.repaired, text)
         bought, reused = bought + reply.bought, reused + (not reply.bought)
         parsed = read(reply.text)
         correspondent.judge(reply, parsed.problems)
         if not parsed.problems or len(parsed.items) > len(best.items) or not best.items:
-            best = parsed
-        if not parsed.problems or len(conversation.turns) == REASKS:
-            return Exchange(question.title, best.items, best.problems, len(conversation.turns), bought, reused)
-        turn = (_quote(reply.text), _objection(parsed.problems))
-        conversation = Conversation(question, (*conversation.turns, turn))
+            best, text = parsed, reply.text
+        if not parsed.problems or conversation.objections == REASKS:
+            return Exchange(
+                title, best.items, best.problems, conversation.objections, bought, reused, best.repaired, text
+            )
+        conversation = conversation.objected(_quote(reply.text), _objection(parsed.problems))
 
 
 def _quote(text: str) -> str:

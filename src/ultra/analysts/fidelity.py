@@ -24,7 +24,9 @@ from ultra.analysts.base import Case
 from ultra.analysts.mask import importance, random_action
 from ultra.collection.trajectories import Trajectory
 from ultra.common.errors import UltraError
+from ultra.common.files import finite_or_none
 from ultra.common.statistics import mean_interval, stratified_bootstrap
+from ultra.common.streams import stream
 from ultra.policies.io import load_policy
 from ultra.policies.policy import Policy
 from ultra.programs.compiled import Controller
@@ -69,7 +71,7 @@ class Fidelity:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON; a score of minus infinity, or an end of its interval, is none."""
-        score, low, high = (value if math.isfinite(value) else None for value in (self.score, self.low, self.high))
+        score, low, high = map(finite_or_none, (self.score, self.low, self.high))
         return {
             "share": self.share, "score": score, "ci95": [low, high] if len(self.changes) > 1 else None,
             "change": self.change, "largest": self.largest, "episodes": self.episodes, "replays": len(self.changes),
@@ -238,7 +240,7 @@ class _Bench:
         changes = np.array([abs(a.reward - b.reward) for a, b in zip(outcomes[::2], outcomes[1::2], strict=True)])
         # The score rises with the change, so the ends of the change's interval give those of the score's.
         change = stratified_bootstrap(
-            lambda table: float(table.mean()), changes[:, None], rng=np.random.default_rng(0), draws=2000
+            lambda table: float(table.mean()), changes[:, None], rng=stream("bootstrap", "fidelity"), draws=2000
         )
         portion = math.log(float(np.mean(relative)))
         score, low, high = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from ultra.analysts.base import Case
@@ -26,14 +27,15 @@ README = """# You are the language model
 ULTRA writes questions into this folder and waits for the answers. For each file `NAME.prompt.md`:
 
 1. Open a chat window of any language model. One chat for each file; only files whose name holds
-   `again` belong into the chat of the file they continue.
+   `turn` or `again` belong into the chat of the file that they continue (the name up to there).
 2. Paste the whole content of `NAME.prompt.md` and send it.
 3. Copy the whole answer (text around the JSON does no harm) and save it in this folder as
    `NAME.answer.md`: the same name with `answer` in the place of `prompt`. A person may write it too.
 
 ULTRA reads each answer within a second. If something in it cannot be used, a file
 `NAME-again-1.prompt.md` appears that says what: paste it into the same chat, and save the answer as
-`NAME-again-1.answer.md`. This happens at most twice; then what is valid is used.
+`NAME-again-1.answer.md`. This happens at most twice; then what is valid is used. When programs have
+been tried, a file `NAME-turn-2-....prompt.md` tells what came of them: paste it into the same chat too.
 
 You may stop `ultra` with Ctrl-C and repeat its command later: answered questions stay answered.
 Answers that are not valid JSON are best mended by asking again, not by hand.
@@ -97,8 +99,12 @@ def _name(conversation: Conversation, draw: int) -> str:
     """A file name that tells what it is about; its last part tells questions of different runs apart."""
     title = conversation.question.title.replace(", ", "-").replace(" ", "-")
     first = Conversation(conversation.question).identity(draw)[:8]
-    again = f"-again-{len(conversation.turns)}" if conversation.turns else ""
-    return f"{title}-{first}{again}"
+    turn = f"-turn-{conversation.reports + 1}" if conversation.reports else ""
+    if conversation.reports:  # the same question, after different reports
+        told = replace(conversation, turns=conversation.turns[: conversation.reports])
+        turn += f"-{told.identity(draw)[:4]}"
+    again = f"-again-{conversation.objections}" if conversation.objections else ""
+    return f"{title}-{first}{turn}{again}"
 
 
 def mailbox_analyst(text: str) -> ReadingAnalyst:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.common.errors import UltraError
+from ultra.common.streams import stream
 from ultra.config import PPOConfig, StateMaskConfig
 from ultra.policies.policy import Policy, create_policy, log_prob_function
 from ultra.ppo.train import Iteration, train
@@ -29,9 +30,6 @@ from ultra.tasks.task import Task
 
 KEEP, BLIND = 0, 1
 """The mask network's two actions."""
-
-_STREAM = 0x3A5C
-"""Keeps the random actions apart from the task's own uses of an episode's seed."""
 
 
 def random_action(space: ActionSpace, rng: np.random.Generator) -> Actions:
@@ -85,7 +83,7 @@ class BlindedBatch:
         executed = self._space.clip(self._policy.decide(self._observations, self._quiet).actions).copy()
         blind = actions == BLIND
         for index in np.flatnonzero(blind):
-            rng = np.random.default_rng([self._seeds[index], self._steps[index], _STREAM])
+            rng = stream(int(self._seeds[index]), "blinded actions", int(self._steps[index]))
             executed[index] = random_action(self._space, rng)
         step = self._batch.step(executed, live)
         self._steps += 1

@@ -6,7 +6,6 @@ episodes (so that providers can cache it), and the part about one episode.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ultra.collection.describe import describe_episode, describe_outcome, descri
 from ultra.collection.effects import Effects, describe_effects
 from ultra.collection.trajectories import Trajectory
 from ultra.common.errors import UltraError
+from ultra.common.files import to_json_text
 from ultra.tasks import Task
 from ultra.tasks.plans import MOST_CONTINUOUS_STEPS, MOST_DISCRETE_STEPS
 from ultra.tasks.spaces import Discrete
@@ -133,7 +133,7 @@ def _question(name: str, title: str, brief: Brief, values: Mapping[str, str], sc
         "actions": "\n".join(f"- {action.name}: {action.meaning}" for action in card.actions),
         "effects": describe_effects(brief.effects),
         "case": worked_case(brief.task),
-        "schema": json.dumps(schema, separators=(",", ":")),
+        "schema": to_json_text(schema, "the schema", "compact"),
         **values,
     }
     version, instructions, prompt = _template(name)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ultra.advice.records import Advice, CriticalState
-from ultra.analysts.base import Case
+from ultra.analysts.base import Case, Proposals
+from ultra.analysts.turns import TurnReport
 from ultra.tasks.plans import Plan, Segment
 from ultra.tasks.spaces import ActionSpace, Discrete
 
@@ -61,3 +62,7 @@ class RandomAnalyst:
             )
             for state in states
         ]
+
+    def propose(self, case: Case, states: Sequence[CriticalState], report: TurnReport | None) -> Proposals:
+        """Nothing: the control of advice at states."""
+        return Proposals()

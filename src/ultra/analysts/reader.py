@@ -8,23 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
-from ultra.advice.records import RULES, Advice, CriticalState, Rule, save_rules
-from ultra.analysts.base import Case
-from ultra.analysts.conversation import Correspondent, Exchange, Parsed, Question, ask
-from ultra.analysts.questions import Brief, advise_question, identify_question
-from ultra.analysts.schema import read_advice, read_states
+from ultra.advice.records import Advice, CriticalState
+from ultra.analysts.base import Case, Proposals
+from ultra.analysts.conversation import Conversation, Correspondent, Exchange, Parsed, Question, ask
+from ultra.analysts.questions import Brief, advise_question, identify_question, programs_question, turn_text
+from ultra.analysts.schema import read_advice, read_programs, read_states
+from ultra.analysts.turns import TurnReport
 from ultra.collection.effects import Effects, measure
-from ultra.common.errors import UltraError
+from ultra.common.errors import RunDirectoryError, UltraError
 from ultra.common.files import write_json
+from ultra.programs.records import Potential
+from ultra.tuning.entrants import Proposal
 
 EFFECTS = "effects.json"
+CONVERSATION = "conversation.json"
+"""In the round's folder: the answers that proposed programs, and the report on each."""
+REMIND_EVERY = 60.0
+"""Seconds between two lines that say who is being waited for."""
 
 Result = TypeVar("Result")
+Job = tuple[Question | Conversation, Callable[[str], Parsed]]
 Open = Callable[[Case], AbstractAsyncContextManager[Correspondent]]
 
 
@@ -45,7 +56,7 @@ class ReadingAnalyst:
         brief = brief_of(case)
         if brief.effects is not None:
             case.budget.charge("analyse", brief.effects.cost)
-        jobs: list[tuple[Question, Callable[[str], Parsed]]] = []
+        jobs: list[Job] = []
         for index, episode in enumerate(case.episodes):
             question = identify_question(brief, index, episode)
             jobs.append((question, partial(read_states, index=index, steps=len(episode))))
@@ -56,25 +67,38 @@ class ReadingAnalyst:
         return states[: case.config.states]
 
     def advise(self, case: Case, states: Sequence[CriticalState]) -> list[Advice]:
-        """Ask for advice at all states of each episode; rules go into the round's `rules.jsonl`."""
+        """Ask for advice at all states of each episode."""
         brief = brief_of(case)
-        jobs: list[tuple[Question, Callable[[str], Parsed]]] = []
+        jobs: list[Job] = []
         for index, here in by_episode(states).items():
             question = advise_question(brief, index, case.episodes[index], here)
             jobs.append((question, partial(read_advice, task=case.task, states=here, source=self.name)))
         exchanges = self._ask_all(case, jobs)
         _note(case, "advise", exchanges)
-        items = [item for exchange in exchanges for item in exchange.items]
-        rules = list({rule.guard: rule for rule in reversed(items) if isinstance(rule, Rule)}.values())[::-1]
-        save_rules(rules, case.folder / RULES)
-        if rules:
-            case.progress(f"{len(rules)} rules are kept in {RULES}")
-        return [item for item in items if isinstance(item, Advice)]
+        return [item for exchange in exchanges for item in exchange.items]
 
-    def _ask_all(self, case: Case, jobs: Sequence[tuple[Question, Callable[[str], Parsed]]]) -> list[Exchange]:
+    def propose(self, case: Case, states: Sequence[CriticalState], report: TurnReport | None) -> Proposals:
+        """Ask for programs and potentials: one conversation over all turns, each of which knows those before."""
+        brief = brief_of(case)
+        conversation = Conversation(programs_question(brief, case.episodes, states))
+        turn, path = 1, case.folder / CONVERSATION
+        if report is not None:
+            turn = report.turn + 1
+            conversation = _continued(conversation, path, report, turn_text(brief, report))
+        read = partial(read_programs, task=case.task, source=self.name, turn=turn)
+        (exchange,) = self._ask_all(case, [(conversation, read)])
+        _note(case, f"propose-{turn}", [exchange])
+        _remember(path, conversation, exchange.answer)
+        programs = tuple(item for item in exchange.items if isinstance(item, Proposal))
+        potentials = tuple(item for item in exchange.items if isinstance(item, Potential))
+        return Proposals(programs, potentials)
+
+    def _ask_all(self, case: Case, jobs: Sequence[Job]) -> list[Exchange]:
         done = 0
 
-        async def one(correspondent: Correspondent, question: Question, read: Callable[[str], Parsed]) -> Exchange:
+        async def one(
+            correspondent: Correspondent, question: Question | Conversation, read: Callable[[str], Parsed]
+        ) -> Exchange:
             nonlocal done
             exchange = await ask(correspondent, question, read)
             done += 1
@@ -82,12 +106,17 @@ class ReadingAnalyst:
             return exchange
 
         async def every() -> list[Exchange]:
-            async with self._open(case) as correspondent:
+            async with (
+                self._open(case) as correspondent,
+                reminding(case.progress, lambda: f"{self.name}: {done} of {len(jobs)} answered"),
+            ):
                 return await gather([one(correspondent, question, read) for question, read in jobs])
 
         exchanges = asyncio.run(every())
         dropped = sum(len(exchange.dropped) for exchange in exchanges)
         for exchange in exchanges:
+            for repair in exchange.repaired[:3]:
+                case.progress(f"repaired, {exchange.title}: {repair[:160]}")
             for problem in exchange.dropped[:3]:
                 case.progress(f"dropped, {exchange.title}: {problem[:160]}")
         if jobs and dropped and not any(exchange.items for exchange in exchanges):
@@ -97,6 +126,53 @@ class ReadingAnalyst:
                 "try another model, or --output-mode tool or prompted; the answers are in the ledger"
             )
         return exchanges
+
+
+def _continued(conversation: Conversation, path: Path, report: TurnReport, text: str) -> Conversation:
+    """The conversation after the reports of all turns so far; the last one is `text`.
+
+    Raises:
+        RunDirectoryError: if an earlier turn is not there.
+    """
+    turns = [(turn["answer"], turn["report"]) for turn in _remembered(path)][: report.turn]
+    if len(turns) < report.turn:
+        raise RunDirectoryError(f"{path} holds {len(turns)} turns, but turn {report.turn} is reported: advise anew")
+    turns[-1] = (turns[-1][0], text)
+    return replace(conversation, turns=tuple(turns), reports=len(turns))
+
+
+def _remember(path: Path, conversation: Conversation, answer: str) -> None:
+    """Keep the answers so far, each with what was said of it; the last one has no report yet."""
+    turns = [{"answer": given, "report": report} for given, report in conversation.turns]
+    write_json(path, [*turns, {"answer": answer, "report": ""}])
+
+
+def _remembered(path: Path) -> list[dict[str, str]]:
+    try:
+        turns: list[dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(f"{path} is damaged ({error}): advise anew") from error
+    return turns
+
+
+@asynccontextmanager
+async def reminding(say: Callable[[str], None], what: Callable[[], str]) -> AsyncIterator[None]:
+    """Say at once, and then every minute, what is being waited for and since when."""
+    since = f"{datetime.now():%H:%M:%S}"
+
+    async def remind() -> None:
+        while True:
+            await asyncio.sleep(REMIND_EVERY)
+            say(f"still waiting, since {since}, for {what()}")
+
+    say(f"waiting since {since} for {what()}")
+    reminder = asyncio.create_task(remind())
+    try:
+        yield
+    finally:
+        reminder.cancel()
 
 
 async def gather(jobs: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
@@ -142,6 +218,7 @@ def _note(case: Case, stage: str, exchanges: Sequence[Exchange]) -> None:
             "bought": sum(exchange.bought for exchange in exchanges),
             "reused": sum(exchange.reused for exchange in exchanges),
             "reasked": sum(exchange.reasked for exchange in exchanges),
+            "repaired": [f"{exchange.title}: {repair}" for exchange in exchanges for repair in exchange.repaired],
             "dropped": [f"{exchange.title}: {problem}" for exchange in exchanges for problem in exchange.dropped],
         },
     )

@@ -15,6 +15,7 @@ ANALYSTS = {
     "llm:PROVIDER/MODEL": "a language model: openai, anthropic, google, or local with --base-url",
     "mailbox:DIR": "prompts and answers as files: any chat window, or a person",
     "recorded:FILE": "answers of a ledger export",
+    "programs:FILE": "programs of your own, in a JSON file (docs/programs.md)",
 }
 
 
@@ -49,6 +50,10 @@ def get_analyst(name: str) -> Analyst:
         from ultra.analysts.recorded import recorded_analyst
 
         return recorded_analyst(rest)
+    if kind == "programs":
+        from ultra.analysts.programs_file import programs_analyst
+
+        return programs_analyst(rest)
     close = difflib.get_close_matches(name, ANALYSTS, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known analysts: {', '.join(ANALYSTS)}"
     raise UltraError(f"unknown analyst {name!r}: {hint}")

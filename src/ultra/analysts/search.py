@@ -1,25 +1,28 @@
 """The embedded analyst: no language model, only the simulator.
 
-Critical states are those where replacing the policy's actions for a few steps changes the outcome
-most. Advice is the plan that wins a sequential halving (Karnin et al., ICML 2013) over random
-plans; every comparison uses paired branches with common random numbers. The winner's measured
-advantage is flattered by having won: only `ultra.verification.verdicts`, on fresh branches, says what it is worth.
+Critical states are those where replacing the policy's actions for a few steps improves the outcome most. Advice is
+the plan that wins a sequential halving over random plans; every comparison uses paired branches with common random
+numbers. The winner's measured advantage is flattered by having won: only `ultra.verification.verdicts`, on fresh
+branches, says what it is worth.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ultra.advice.records import Advice, CriticalState
-from ultra.analysts.base import Case
+from ultra.analysts.base import Case, Proposals
 from ultra.analysts.random import random_plan
+from ultra.analysts.structures import search_proposals
+from ultra.analysts.turns import TurnReport
 from ultra.collection.describe import largest_facts
 from ultra.collection.trajectories import Trajectory
+from ultra.simulation.halving import sequential_halving
 from ultra.simulation.paired import Candidate, PairedEvaluator, Trial
 from ultra.tasks.batch import Snapshot
 from ultra.tasks.plans import Plan
@@ -30,6 +33,8 @@ SCREENED = 4
 """Candidate states for each critical state that is wanted."""
 SPACING = 4
 """Candidates of one episode lie at least so many steps apart."""
+PROPOSED = 16
+"""Programs for the whole policy that are proposed."""
 LOOK_AHEAD = 24
 """Steps over which a fall of the critic's estimate makes a state a likely candidate."""
 
@@ -48,6 +53,23 @@ def disappointment(episode: Trajectory, gamma: float, ahead: int = LOOK_AHEAD) -
         outcome = discounts @ episode.rewards[t:end] + gamma ** (end - t) * episode.values[end]
         result[t] = max(0.0, episode.values[t] - outcome)
     return result
+
+
+@dataclass
+class _Screened:
+    """A candidate state, with what random plans changed there."""
+
+    state: CriticalState
+    snapshot: Snapshot
+    effects: list[float] = field(default_factory=list)
+
+    @property
+    def promise(self) -> float:
+        """How much other actions improved the outcome: the mean positive part of their effects.
+
+        The mean absolute effect would favour states where any disturbance does harm and nothing helps.
+        """
+        return float(np.maximum(0.0, self.effects).mean()) if self.effects else 0.0
 
 
 @dataclass
@@ -82,45 +104,43 @@ class SearchAnalyst:
         """
         case = _nearer(case)
         candidates = self._candidates(case)
-        snapshots = [case.snapshot(state) for state in candidates]
-        bench = self._bench(case, IDENTIFY_SHARE * case.allowance)
-        effects: list[list[float]] = [[] for _ in candidates]
-        alive = list(range(len(candidates)))
-        rounds = max(1, math.ceil(math.log2(max(2, len(alive) / case.config.states))))
-        share = bench.left // rounds
-        for _ in range(rounds):
+        screened = [_Screened(state, case.snapshot(state)) for state in candidates]
+        evaluator = self._evaluator(case, IDENTIFY_SHARE * case.allowance)
+        wanted, space = case.config.states, case.task.action_space
+        rounds = max(1, math.ceil(math.log2(max(2, len(screened) / wanted))))
+        affordable = evaluator.left // rounds // (2 * case.config.horizon)
+
+        def play(alive: list[_Screened], _: int) -> bool:
             case.progress(f"screening {len(alive)} states")
-            affordable = share // (2 * case.config.horizon)
-            alive = alive[: max(1, affordable)]  # the most disappointing ones, if not all can be tried
             pairs = max(1, affordable // len(alive))
-            if not bench.affordable(2 * pairs * len(alive)):
-                break
+            if not evaluator.affordable(2 * pairs * len(alive)):
+                return False
             trials = [
-                Trial(
-                    Candidate(random_plan(case.task.action_space, case.config.plan_steps, case.rng), snapshots[i]),
-                    1.0,
-                    (seed,),
-                )
-                for i in alive
-                for seed in bench.seeds(pairs)
+                Trial(Candidate(random_plan(space, case.config.plan_steps, case.rng), item.snapshot), 1.0, (seed,))
+                for item in alive
+                for seed in evaluator.seeds(pairs)
             ]
-            results = bench.run(trials)
-            for place, i in enumerate(alive):
-                effects[i] += [
-                    self._sign * float(r.differences[0]) for r in results[place * pairs : (place + 1) * pairs]
-                ]
-            alive.sort(key=lambda i: -_promise(effects[i]))
-            alive = alive[: max(case.config.states, math.ceil(len(alive) / 2))]
-        alive = alive[: case.config.states]
-        largest = max((_promise(effects[i]) for i in alive), default=0.0) or 1.0
+            results = evaluator.run(trials)
+            for place, item in enumerate(alive):
+                tried = results[place * pairs : (place + 1) * pairs]
+                item.effects += [self._sign * float(paired.differences[0]) for paired in tried]
+            return True
+
+        best = sequential_halving(
+            screened[: max(1, affordable)],  # the most disappointing ones, if not all can be tried
+            rounds,
+            play,
+            lambda item: item.promise,
+            keep=lambda count: max(wanted, math.ceil(count / 2)),
+        )[:wanted]
+        largest = max((item.promise for item in best), default=0.0) or 1.0
         return [
-            CriticalState(
-                candidates[i].episode,
-                candidates[i].t,
-                _promise(effects[i]) / largest,
-                self._explain_state(case, candidates[i], effects[i]),
+            replace(
+                item.state,
+                importance=item.promise / largest,
+                explanation=self._explain_state(case, item.state, item.effects),
             )
-            for i in alive
+            for item in best
         ]
 
     def advise(self, case: Case, states: Sequence[CriticalState]) -> list[Advice]:
@@ -128,9 +148,9 @@ class SearchAnalyst:
         case = _nearer(case)
         space, config = case.task.action_space, case.config
         snapshots = [case.snapshot(state) for state in states]
-        bench = self._bench(case, (1 - IDENTIFY_SHARE) * case.allowance)
+        evaluator = self._evaluator(case, (1 - IDENTIFY_SHARE) * case.allowance)
         rounds = max(1, math.ceil(math.log2(config.candidates)))
-        share = bench.left // rounds
+        share = evaluator.left // rounds
         # One round must afford one pair for every plan; the runs without a plan are shared.
         places = min(len(states), share // (config.horizon * (config.candidates + 1)))
         arms = [
@@ -138,32 +158,37 @@ class SearchAnalyst:
             for place in range(places)
             for _ in range(config.candidates)
         ]
-        for _ in range(rounds):
-            case.progress(f"comparing {len(arms)} plans at {places} states")
-            self._compare(arms, places, snapshots, bench, share, config.horizon)
-            arms = [arm for place in range(places) for arm in _better_half([a for a in arms if a.place == place])]
+
+        def play(alive: list[_Arm], _: int) -> bool:
+            case.progress(f"comparing {len(alive)} plans at {places} states")
+            return self._compare(alive, places, snapshots, evaluator, share)
+
+        arms = sequential_halving(arms, rounds, play, lambda arm: arm.mean, group=lambda arm: arm.place)
         best = [max((a for a in arms if a.place == place), key=lambda a: a.mean) for place in range(places)]
         largest = max((abs(arm.mean) for arm in best), default=0.0) or 1.0
         return [self._advice(case, states[arm.place], arm, largest) for arm in best if arm.mean > 0]
 
+    def propose(self, case: Case, states: Sequence[CriticalState], report: TurnReport | None) -> Proposals:
+        """Structures that follow from the card, once: the race tunes their numbers. The adversary proposes none."""
+        wanted = report is None and self._sign > 0
+        return Proposals(tuple(search_proposals(case, PROPOSED)) if wanted else ())
+
     def _compare(
-        self, arms: list[_Arm], places: int, snapshots: list[Snapshot], bench: PairedEvaluator, share: int, horizon: int
-    ) -> None:
-        """One round: the same number of pairs for every arm, on the same seeds at each state."""
-        if not arms:
-            return
-        pairs = max(1, share // (horizon * (len(arms) + places)))
-        while pairs > 0 and not bench.affordable(pairs * (len(arms) + places)):
-            pairs -= 1
+        self, arms: list[_Arm], places: int, snapshots: list[Snapshot], evaluator: PairedEvaluator, share: int
+    ) -> bool:
+        """The same number of pairs for every arm, on the same seeds at each state; False if none is affordable."""
+        runs = len(arms) + places  # those without a plan are shared by a state's arms
+        pairs = min(max(1, share // (evaluator.horizon * runs)), evaluator.left // (evaluator.horizon * runs))
         if pairs < 1:
-            return
-        seeds = [bench.seeds(pairs) for _ in range(places)]
-        results = bench.run([Trial(Candidate(arm.plan, snapshots[arm.place]), 1.0, seeds[arm.place]) for arm in arms])
-        for arm, paired in zip(arms, results, strict=True):
+            return False
+        seeds = [evaluator.seeds(pairs) for _ in range(places)]
+        trials = [Trial(Candidate(arm.plan, snapshots[arm.place]), 1.0, seeds[arm.place]) for arm in arms]
+        for arm, paired in zip(arms, evaluator.run(trials), strict=True):
             arm.differences = np.concatenate([arm.differences, self._sign * paired.differences])
+        return True
 
     @staticmethod
-    def _bench(case: Case, allowance: float) -> PairedEvaluator:
+    def _evaluator(case: Case, allowance: float) -> PairedEvaluator:
         return PairedEvaluator(
             case.batch,
             case.policy,
@@ -229,17 +254,3 @@ def _nearer(case: Case) -> Case:
     """The case with a shorter horizon, for comparisons."""
     horizon = max(case.config.plan_steps + 1, int(case.config.compared * case.config.horizon))
     return replace(case, config=replace(case.config, horizon=horizon))
-
-
-def _promise(effects: list[float]) -> float:
-    """How much other actions improved the outcome: the mean positive part of their effects.
-
-    The mean absolute effect would favour states where any disturbance does harm and nothing helps.
-    """
-    return float(np.maximum(0.0, effects).mean()) if effects else 0.0
-
-
-def _better_half(arms: list[_Arm]) -> list[_Arm]:
-    """The half of a state's arms with the higher means, at least one."""
-    ranked = sorted(arms, key=lambda arm: -arm.mean)
-    return ranked[: max(1, len(ranked) // 2)]

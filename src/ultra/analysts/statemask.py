@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.advice.records import Advice, CriticalState
-from ultra.analysts.base import Case
+from ultra.analysts.base import Case, Proposals
 from ultra.analysts.mask import importance, train_mask
+from ultra.analysts.turns import TurnReport
 from ultra.policies.io import save_policy
 from ultra.ppo.train import Iteration
 
@@ -70,3 +71,7 @@ class StateMaskAnalyst:
     def advise(self, case: Case, states: Sequence[CriticalState]) -> list[Advice]:
         """A mask network says where the policy's action matters, not which one would be better."""
         return []
+
+    def propose(self, case: Case, states: Sequence[CriticalState], report: TurnReport | None) -> Proposals:
+        """Nothing: a mask network says where actions matter, not what to do."""
+        return Proposals()

@@ -78,7 +78,7 @@ class EvaluateArguments:
     """Score a policy: whole episodes in Gymnasium's own environment, most likely actions."""
 
     policy: Positional[Path]
-    """Directory of the policy, or a zip of Stable-Baselines3 (PPO or A2C)."""
+    """Directory of the policy, a zip of Stable-Baselines3 (PPO or A2C), or `shipped:NAME`."""
     task: str
     """A known task (`ultra tasks`) or a Gymnasium id."""
     episodes: int = 20
@@ -101,6 +101,22 @@ class EvaluateArguments:
 
 
 @dataclass(frozen=True)
+class ProgramsCheckArguments:
+    """Say for every program and potential of a file whether it fits a task, and if not, what is wrong and where.
+
+    Example: ultra programs check controller.json --task Swimmer-v5
+    """
+
+    file: Positional[Path]
+    """File in the form of docs/programs.md."""
+    task: str
+    """A known task (`ultra tasks`) or a Gymnasium id."""
+    json: bool = False
+    """Print one JSON object for each."""
+    env: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+
+
+@dataclass(frozen=True)
 class ExportArguments:
     """Write a policy as a zip of Stable-Baselines3 2.x, with VecNormalize statistics where it has any.
 
@@ -108,7 +124,7 @@ class ExportArguments:
     """
 
     policy: Positional[Path]
-    """Directory of the policy, or a zip of Stable-Baselines3."""
+    """Directory of the policy, a zip of Stable-Baselines3, or `shipped:NAME`."""
     task: str
     """A known task (`ultra tasks`) or a Gymnasium id; its spaces are written into the zip."""
     out: Path

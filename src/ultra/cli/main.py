@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ultra.common.errors import UltraError
+from ultra.common.files import to_json_text
 
 if TYPE_CHECKING:
     from ultra.pipeline.progress import Reporter
@@ -31,6 +32,7 @@ Find out why a reinforcement-learning policy fails, and make it better.
   evaluate     score a policy in Gymnasium's own environment
   card         describe an environment, in a file to complete
   export       write a policy as a zip of Stable-Baselines3
+  programs     check FILE: say whether programs of your own fit a task (`--analyst programs:FILE`)
   report       tables, learning curves and an HTML page of a finished run or a study
   study        tasks x methods x analysts x seeds of a file, on this machine or a Ray cluster
 
@@ -107,6 +109,7 @@ def _verbs() -> dict[str, Callable[[list[str]], int]]:
         "prompt": _prompt,
         "llm": _group("llm"),
         "ledger": _group("ledger"),
+        "programs": _group("programs"),
     }
 
 
@@ -229,12 +232,14 @@ def _collect(arguments: list[str]) -> int:
     default, rest = _overlay(CollectArguments, arguments)
     options = _parse(CollectArguments, "collect", rest, default)
     from ultra import api
+    from ultra.common.locks import hold_directory
     from ultra.pipeline.refinement import Refinement
 
     if not (options.run / "policy" / "start" / "policy.json").exists():
         if not options.task or not options.policy:
             raise UltraError(f"{options.run} is new: say what to refine, `ultra collect RUN --task TASK --policy DIR`")
-        Refinement.start(options.run, settings_of(options, RefineConfig), _reporter(quiet=True))
+        with hold_directory(options.run):
+            Refinement.start(options.run, settings_of(options, RefineConfig), _reporter(quiet=True))
     print(api.collect(options.run, _reporter(options.quiet)))
     return 0
 
@@ -249,12 +254,7 @@ def _stage_verb(stage: str) -> Callable[[list[str]], int]:
 
         folder = api.run_stage(options.run, stage, _reporter(options.quiet))
         if stage in ("advise", "verify"):
-            advice, rules = {
-                "advise": ("advice.jsonl", "rules.jsonl"),
-                "verify": ("verified.jsonl", "verified-rules.jsonl"),
-            }[stage]
-            _print_advice(folder / advice)
-            _print_rules(folder / rules)
+            _print_advice(folder / {"advise": "advice.jsonl", "verify": "verified.jsonl"}[stage])
         if stage == "verify":
             _print_audit(options.run)
         if stage == "finetune" and (options.run / "result.json").is_file():
@@ -273,18 +273,9 @@ def _print_advice(path: Path) -> None:
         print(explain(item), end="\n\n")
 
 
-def _print_rules(path: Path) -> None:
-    from ultra.advice.records import load_rules
-    from ultra.pipeline.reporting import explain_rules
-
-    text = explain_rules(load_rules(path))
-    if text:
-        print(text, end="\n\n")
-
-
 def _print_audit(path: Path) -> None:
+    from ultra.pipeline.audit import audit_of_run
     from ultra.pipeline.reporting import audit_table
-    from ultra.pipeline.round_advice import audit_of_run
     from ultra.pipeline.run import Run
 
     run = Run.open(path)
@@ -294,7 +285,6 @@ def _print_audit(path: Path) -> None:
 
 
 def _evaluate(arguments: list[str]) -> int:
-    import json
 
     from ultra.cli.arguments import EvaluateArguments
 
@@ -311,7 +301,7 @@ def _evaluate(arguments: list[str]) -> int:
     if task.note:
         print(f"{task.name}: {task.note}", file=sys.stderr)
     if options.json:
-        print(json.dumps({"task": options.task, "seed": options.seed, **estimate.as_dict()}))
+        print(to_json_text({"task": options.task, "seed": options.seed, **estimate.as_dict()}))
     else:
         print(f"{options.task}: return {estimate} (mean and 95% interval, {estimate.count} episodes)")
     return 0
@@ -330,7 +320,6 @@ def _report(arguments: list[str]) -> int:
 
 
 def _fidelity(arguments: list[str]) -> int:
-    import json
 
     from ultra.cli.arguments import FidelityArguments
 
@@ -339,7 +328,7 @@ def _fidelity(arguments: list[str]) -> int:
     from ultra.pipeline.reporting import describe_fidelity
 
     for score in fidelity(options.run, options.round):
-        print(json.dumps(score) if options.json else describe_fidelity(score))
+        print(to_json_text(score) if options.json else describe_fidelity(score))
     return 0
 
 

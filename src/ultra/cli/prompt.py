@@ -10,6 +10,7 @@ from ultra.analysts.conversation import Question
 from ultra.analysts.questions import advise_question, identify_question
 from ultra.analysts.reader import brief_of, by_episode
 from ultra.common.errors import UltraError
+from ultra.pipeline.audit import finished_rounds
 from ultra.pipeline.progress import Reporter
 from ultra.pipeline.refinement import Refinement
 from ultra.pipeline.run import Run
@@ -27,7 +28,7 @@ def questions_of_run(path: Path, number: int = 0) -> dict[int, list[Question]]:
     """
     run = Run.open(path)
     run.require("round-1/collect", f"ultra collect {path}")
-    collected = [n for n in range(1, run.config.last_round + 1) if run.finished(f"round-{n}/collect")]
+    collected = [int(folder.name.removeprefix("round-")) for folder in finished_rounds(run, "collect")]
     number = number or collected[-1]
     if number not in collected:
         raise UltraError(f"--round is {number}, but {path} has collected rounds {collected[0]} to {collected[-1]}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,10 +15,11 @@ from ultra.cli.arguments import (
     LedgerArguments,
     LedgerExportArguments,
     LedgerImportArguments,
+    ProgramsCheckArguments,
     WhyMissArguments,
 )
 from ultra.common.errors import UltraError
-from ultra.common.files import write_atomically
+from ultra.common.files import to_json_text, write_atomically
 from ultra.common.ledger import Ledger
 from ultra.pipeline.run import Run
 
@@ -51,7 +51,7 @@ def _check(options: CheckArguments) -> int:
     from ultra.analysts.llm.check import check
 
     for line in check(options.model.removeprefix("llm:"), options.llm):
-        print(line)
+        print(line, flush=True)
     return 0
 
 
@@ -72,7 +72,7 @@ def _list(options: LedgerArguments) -> int:
     with _existing(options.ledger) as ledger:
         for row in ledger.rows(_identity(options.run)):
             if options.json:
-                print(json.dumps(asdict(row)))
+                print(to_json_text(asdict(row)))
                 continue
             who = row.fields["who"]
             cost = "price unknown" if row.cost is None else f"${row.cost:.4f}"
@@ -92,7 +92,7 @@ def _cost(options: LedgerArguments) -> int:
         spending = ledger.spending(_identity(options.run))
         path = ledger.path
     if options.json:
-        print(json.dumps(asdict(spending)))
+        print(to_json_text(asdict(spending)))
         return 0
     print(f"ledger            {path}")
     print(f"requests          {spending.requests}")
@@ -196,6 +196,23 @@ def _export(options: ExportArguments) -> int:
     return 0
 
 
+def _check_programs(options: ProgramsCheckArguments) -> int:
+    from ultra.analysts.programs_file import ProgramsFile
+    from ultra.common.files import to_json_text
+    from ultra.tasks import get_task
+
+    file = ProgramsFile(options.file)
+    checked = file.check(get_task(options.task, **options.env.options()))
+    for item in checked:
+        if options.json:
+            line = {"where": item.where, "name": item.name, "ok": not item.problem, "problem": item.problem}
+            print(to_json_text(line, str(options.file)))
+        else:
+            name = f" {item.name}" if item.name.isprintable() else ""
+            print(f"{item.where}{name[:80]}: {item.problem or 'ok'}")
+    return 2 if any(item.problem for item in checked) else 0
+
+
 Group = dict[str, tuple[type[Any], Callable[[Any], int]]]
 
 GROUPS: dict[str, Group] = {
@@ -207,6 +224,7 @@ GROUPS: dict[str, Group] = {
         "import": (LedgerImportArguments, _import),
         "why-miss": (WhyMissArguments, _why_miss),
     },
+    "programs": {"check": (ProgramsCheckArguments, _check_programs)},
 }
 """Verbs that have verbs of their own: what each takes and does."""
 

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from ultra.collection.trajectories import Trajectory
 from ultra.policies.policy import Decision, Policy
+from ultra.programs.compiled import Controller
 from ultra.simulation.branches import Branch, simulate
 from ultra.tasks.batch import Batch, Observations, Snapshot, Step
+from ultra.tasks.spaces import Actions
 from ultra.tasks.task import Task
 
 
@@ -42,6 +44,7 @@ class _Recorder:
         jobs: NDArray[np.int64],
         observations: Observations,
         decision: Decision,
+        done: Actions,
         step: Step,
         batch: Batch,
     ) -> None:
@@ -51,7 +54,7 @@ class _Recorder:
             rows = self.rows[jobs[slot]]
             rows["observations"].append(observations[slot])
             rows["facts"].append(self._facts[slot])
-            rows["actions"].append(decision.actions[slot])
+            rows["actions"].append(done[slot])
             rows["rewards"].append(step.rewards[slot])
             rows["values"].append(decision.values[slot] * self._scale)
             rows["log_probs"].append(decision.log_probs[slot])
@@ -108,6 +111,8 @@ def collect(
     gamma: float,
     *,
     longest: int | None = None,
+    controller: Controller | None = None,
+    deterministic: bool = False,
     workers: int = 0,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> list[Trajectory]:
@@ -121,6 +126,8 @@ def collect(
         seeds: one for each episode, of the environment's reset and of the policy's randomness.
         gamma: discount of the value estimates.
         longest: cut episodes off after so many steps; they count as truncated.
+        controller: followed on top of the policy.
+        deterministic: whether the policy takes its most likely actions.
         workers: cores for stepping; 0 uses all.
         progress: told the number of steps so far.
 
@@ -128,11 +135,11 @@ def collect(
         The trajectories, in the order of the seeds.
     """
     most = min(task.time_limit, longest or task.time_limit)
-    branches = [Branch(noise_seed=seed, steps=most, reset_seed=seed) for seed in seeds]
+    branches = [Branch(noise_seed=seed, steps=most, reset_seed=seed, controller=controller) for seed in seeds]
     batch = task.make_batch(min(len(seeds), 32), workers or None)
     recorder = _Recorder(policy, len(seeds), task.snapshot_every, progress)
     try:
-        simulate(batch, policy, branches, gamma, watcher=recorder)
+        simulate(batch, policy, branches, gamma, deterministic=deterministic, watcher=recorder)
     finally:
         batch.close()
     trajectories = []

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from platformdirs import user_data_path
 
 from ultra.common.errors import UltraError
+from ultra.common.files import to_json_text
 
 State = Literal["answered", "unusable", "rejected", "lost", "open"]
 """answered: has text. unusable: received, but no answer (a refusal, an error page). rejected: the
@@ -47,7 +48,7 @@ CREATE TABLE IF NOT EXISTS verdicts (
 
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return to_json_text(value, "a request", "canonical")
 
 
 def key_of(fields: Mapping[str, Any]) -> str:

@@ -66,6 +66,30 @@ def difference_interval(new: Sequence[float], old: Sequence[float], confidence: 
     return Estimate(mean, mean - width, mean + width, len(a))
 
 
+MOST_FLIPPED = 16
+"""Differences for which the exact sign-flip test is affordable: 65,536 sign patterns."""
+
+
+def sign_flip_p_value(differences: Sequence[float] | Array) -> float:
+    """One-sided p-value of the exact sign-flip (Fisher randomisation) test that paired differences have mean 0.
+
+    It holds at any sample size where differences are symmetric about their mean under the null hypothesis.
+
+    Args:
+        differences: (pairs,), at most `MOST_FLIPPED`; large means speak against the null hypothesis.
+
+    Raises:
+        UltraError: for no differences, or too many to try all sign patterns.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    if not 1 <= len(values) <= MOST_FLIPPED:
+        raise UltraError(f"the exact sign-flip test takes 1 to {MOST_FLIPPED} differences, not {len(values)}")
+    patterns = np.arange(2 ** len(values))[:, None] >> np.arange(len(values)) & 1
+    sums = (1 - 2 * patterns) @ values
+    rounding = 1e-9 * float(np.abs(values).sum())
+    return float(np.mean(sums >= values.sum() - rounding))
+
+
 def interquartile_mean(values: Array) -> float:
     """Mean of the middle half of all values, whatever their shape."""
     ordered = np.sort(np.ravel(values))

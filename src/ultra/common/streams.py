@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 
 import numpy as np
+
+from ultra.common.files import to_json_text
 
 
 def stream(*key: int | str) -> np.random.Generator:
@@ -17,5 +18,5 @@ def stream(*key: int | str) -> np.random.Generator:
     Args:
         key: seeds and names.
     """
-    text = json.dumps([part if isinstance(part, str) else int(part) for part in key])
+    text = to_json_text([part if isinstance(part, str) else int(part) for part in key])
     return np.random.default_rng(np.frombuffer(hashlib.sha256(text.encode()).digest(), dtype=np.uint32))

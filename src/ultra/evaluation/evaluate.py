@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.common.statistics import Estimate, mean_interval
+from ultra.common.streams import stream
 from ultra.policies.policy import Policy, check_fits
 from ultra.simulation.branches import Branch, simulate
 from ultra.tasks.task import Task
@@ -14,9 +15,8 @@ MOST_TOGETHER = 32
 
 
 def evaluation_seeds(seed: int, episodes: int) -> list[int]:
-    """Seeds that no training or selection uses: a stream of their own for each seed."""
-    stream = np.random.SeedSequence([seed, 0xE7A1])
-    return [int(word) for word in stream.generate_state(episodes) >> 1]
+    """Seeds from a stream that no training or selection uses; fewer episodes get the first of them."""
+    return [int(word) for word in stream(seed, "evaluation").integers(2**31, size=episodes)]
 
 
 def evaluate(
@@ -38,7 +38,7 @@ def evaluate(
         PolicyError: if the policy was made for other spaces.
     """
     sampled = task.sampled_evaluation if sampled is None else sampled
-    check_fits(policy, task.name, task.observation_size, task.action_space)
+    check_fits(policy, task.name, task.observation_size, task.action_space, task.card.fact_names)
     branches = [Branch(noise_seed=seed, steps=task.time_limit, reset_seed=seed) for seed in seeds]
     batch = task.make_evaluation_batch(min(len(seeds), MOST_TOGETHER), workers or None)
     try:

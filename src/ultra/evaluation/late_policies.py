@@ -1,30 +1,32 @@
 """The policies after a training's last updates, and which of them is best in the simulator.
 
-The most likely actions of neighbouring policies may be worth half or twice as much (docs/method-notes.md), so which
-update happens to come last is a matter of luck. A contest in whole episodes, paid for from the budget, replaces it.
+The returns of neighbouring policies, acting by their most likely actions, may differ by a factor of two
+(docs/method-notes.md), so which update comes last is a matter of luck. A contest in whole episodes, charged to the
+budget, replaces it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ultra.common.files import write_json
 from ultra.policies.io import load_policy, save_policy
 from ultra.policies.policy import Policy
 from ultra.simulation.branches import Branch, simulate
 from ultra.simulation.budget import StepBudget
+from ultra.simulation.halving import sequential_halving
 from ultra.tasks.task import Task
 
 LAST = 0.2
-"""Policies are kept from this last part of a training."""
+"""Policies are kept from this last fraction of a training."""
 FINALISTS = 3
-"""So many of the best play again, with what the first half of the steps left."""
+"""Policies that play again, with what the first half of the steps left."""
 CHOSEN = "late.json"
-"""In a round's folder: what the policies gave."""
+"""In a round's folder: the mean returns of the policies."""
 BEFORE = "before training"
 """Name of the policy with which the round began: where training made nothing better, it stays."""
 
@@ -33,8 +35,8 @@ class LatePolicies:
     """Policies that a training passes through near its end, on disk.
 
     Args:
-        folder: where they lie, each in a folder named by its training steps.
-        most: how many are kept, the last one among them.
+        folder: holds a folder for each, named by its training steps.
+        most: policies to keep, the last one among them.
     """
 
     def __init__(self, folder: Path, most: int) -> None:
@@ -48,7 +50,7 @@ class LatePolicies:
         return left < stretch and left % apart == 0
 
     def keep(self, steps: int, policy: Policy) -> None:
-        """Write a policy; one that a resumed training comes to again is the same."""
+        """Write a policy; a resumed training writes the same one again."""
         save_policy(policy, self._folder / f"{steps:09d}", {"training_steps": steps})
 
     def load(self) -> list[tuple[str, Policy]]:
@@ -57,6 +59,15 @@ class LatePolicies:
             return []
         folders = sorted((path for path in self._folder.iterdir() if path.is_dir()), reverse=True)
         return [(f"after {int(path.name):,} steps", load_policy(path)) for path in folders]
+
+
+@dataclass
+class _Contestant:
+    """A policy in the contest, with its mean return in the round that it played last."""
+
+    name: str
+    policy: Policy
+    mean: float = 0.0
 
 
 def choose(
@@ -72,57 +83,50 @@ def choose(
 ) -> Policy:
     """The best of some policies: all of them play, then the best few again in longer or more episodes.
 
-    Sequential halving (Karnin et al., ICML 2013) in two rounds.
+    Sequential halving in two rounds, of which the second counts alone.
 
     Args:
         named: names and policies; where nothing tells them apart the first one is chosen.
-        task: where.
-        allowance: most steps; every policy gets as many.
-        budget: charged `collect` steps.
+        task: the task in which they play.
+        allowance: most steps, the same for every policy of a round.
+        budget: charged for `choose`.
         rng: draws the episodes' seeds; all policies play the same ones.
         workers: cores for stepping; 0 uses all.
-        record: where to write what they gave.
+        record: file for the mean returns.
         say: told what was chosen.
     """
-    places = list(range(len(named)))
     left = min(allowance, budget.remaining)
     rounds: list[dict[str, float]] = []
     batch = task.make_batch(len(named), workers or None)
+
+    def play(alive: list[_Contestant], to_come: int) -> bool:
+        nonlocal left
+        each = left // to_come // len(alive)
+        longest = min(task.time_limit, each)
+        if longest < 1:
+            return False
+        seeds = rng.integers(2**31, size=each // longest).tolist()
+        branches = [Branch(seed, longest, reset_seed=seed) for seed in seeds]
+        steps = 0
+        for contestant in alive:
+            played = simulate(batch, contestant.policy, branches, 1.0, deterministic=not task.sampled_evaluation)
+            steps += sum(outcome.steps for outcome in played)
+            contestant.mean = float(np.mean([outcome.reward for outcome in played]))
+        budget.charge("choose", steps)
+        left -= steps
+        rounds.append({contestant.name: contestant.mean for contestant in alive})
+        return True
+
     try:
-        for part in (0.5, 1.0):
-            each = int(part * left) // len(places)
-            longest = min(task.time_limit, each)
-            if longest < 1:
-                break
-            seeds = rng.integers(2**31, size=each // longest).tolist()
-            outcomes = [
-                simulate(
-                    batch,
-                    named[place][1],
-                    [Branch(seed, longest, reset_seed=seed) for seed in seeds],
-                    1.0,
-                    deterministic=not task.sampled_evaluation,
-                )
-                for place in places
-            ]
-            steps = sum(outcome.steps for played in outcomes for outcome in played)
-            budget.charge("collect", steps)
-            left -= steps
-            means = np.array([np.mean([outcome.reward for outcome in played]) for played in outcomes])
-            rounds.append({named[place][0]: float(mean) for place, mean in zip(places, means, strict=True)})
-            places = _best(places, means)[:FINALISTS]
+        contestants = [_Contestant(name, policy) for name, policy in named]
+        best = sequential_halving(contestants, 2, play, lambda one: one.mean, keep=lambda count: FINALISTS)[0]
     finally:
         batch.close()
-    name, chosen = named[places[0]]
     if record is not None:
-        write_json(record, {"chosen": name, "rounds": rounds})
+        write_json(record, {"chosen": best.name, "rounds": rounds})
     if rounds:
-        say(_words(name, named[0][0], len(named), rounds))
-    return chosen
-
-
-def _best(places: list[int], means: NDArray[np.float64]) -> list[int]:
-    return [places[row] for row in np.argsort(-means, kind="stable")]
+        say(_words(best.name, named[0][0], len(named), rounds))
+    return best.policy
 
 
 def _words(name: str, last: str, count: int, rounds: list[dict[str, float]]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ultra.common.files import write_json
 from ultra.common.statistics import Estimate, difference_interval, mean_interval
+from ultra.common.streams import stream
 from ultra.evaluation.evaluate import evaluate
 from ultra.policies.policy import Architecture, Policy, create_policy
 from ultra.tasks.task import Task
@@ -66,6 +67,6 @@ def measure_start(task: Task, policy: Policy, seeds: list[int], workers: int = 0
     """
     _, returns, steps = evaluate(task, policy, seeds, workers=workers)
     shape = Architecture(task.observation_size, task.action_space, (), task.image)
-    untrained = create_policy(shape, np.random.default_rng(0))
+    untrained = create_policy(shape, stream("untrained policy"))
     _, chance, more = evaluate(task, untrained, seeds[:CHANCE_EPISODES], workers=workers, sampled=True)
     return Start(tuple(returns.tolist()), tuple(chance.tolist()), steps + more)

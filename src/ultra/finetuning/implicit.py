@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ultra.advice.records import Advice, Rule
+from ultra.advice.records import Advice
 from ultra.tasks.plans import PlanTable
 from ultra.tasks.spaces import Actions, ActionSpace, Continuous
 
@@ -36,11 +36,10 @@ class ImplicitRewards:
 
     The reward of an advice is spread evenly over the steps of its plan. At each of them the executed
     action is compared with the advised one and with the one that the policy took at the critical
-    state. A change of the policy's action is added to what the policy took there; what a rule's change
-    is added to is not known, so only its execution counts as following.
+    state. A change of the policy's action is added to what the policy took there.
 
     Args:
-        advice: of the table, then rules.
+        advice: of the table.
         taken: what the policy did at each critical state of the table, (L,) or (L, dim): shorter than the plan
             where the episode ended.
         table: their plans.
@@ -48,7 +47,7 @@ class ImplicitRewards:
     """
 
     def __init__(
-        self, advice: Sequence[Advice | Rule], taken: Sequence[NDArray[Any]], table: PlanTable, space: ActionSpace
+        self, advice: Sequence[Advice], taken: Sequence[NDArray[Any]], table: PlanTable, space: ActionSpace
     ) -> None:
         self._space = space
         shape = table.steps.shape[:2]
@@ -60,12 +59,11 @@ class ImplicitRewards:
         rows, positions = np.indices(shape)
         flat = own.reshape(-1, *own.shape[2:])
         advised = table.apply(rows.ravel(), positions.ravel(), flat).reshape(own.shape)
-        absolute_rule = np.array([isinstance(a, Rule) for a in advice], dtype=np.bool_) & ~table.relative
         follow = np.array([a.reward_follow for a in advice]) / table.lengths
         repeat = np.array([a.reward_taken for a in advice]) / table.lengths
         self._targets = np.stack([advised, own], axis=2)
         """(advices, steps, 2) or (advices, steps, 2, dim): the advised action and the one taken."""
-        self._worth = np.stack([follow[:, None] * (known | absolute_rule[:, None]), repeat[:, None] * known], axis=2)
+        self._worth = np.stack([follow[:, None] * known, repeat[:, None] * known], axis=2)
         """(advices, steps, 2): of doing the one and the other."""
         self._executed = follow
         """(advices,): of every step of an executed plan, whatever the policy's own action was."""

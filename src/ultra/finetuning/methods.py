@@ -35,13 +35,10 @@ def analyst_of(config: RefineConfig) -> str:
     return STARTS.get(config.method, config.analyst)
 
 
-def analysis_of(config: RefineConfig, episodes: int, *, finishing: bool) -> AnalyseConfig:
-    """Settings of the analysis.
-
-    A method that starts from critical states asks for one from each episode; the finishing round for rules alone.
-    """
+def analysis_of(config: RefineConfig, episodes: int) -> AnalyseConfig:
+    """Settings of the analysis; a method that starts from critical states asks for one from each episode."""
     if config.method not in STARTS:
-        return replace(config.analyse, rules=1.0) if finishing else config.analyse
+        return config.analyse
     return replace(config.analyse, states=config.rice.states or episodes)
 
 
@@ -57,13 +54,14 @@ def check_budget(config: RefineConfig) -> None:
         UltraError: if it does not.
     """
     stages, rollout = STAGES[config.method], config.ppo.samples
-    if stages and config.round_steps < rollout:
+    round_steps = int((1 - config.programs.share * config.uses_programs) * config.steps) // config.rounds
+    if stages and round_steps < rollout:
         raise UltraError(
-            f"{config.round_steps} steps a round are less than one rollout of {rollout}: "
+            f"{round_steps} steps a round are less than one rollout of {rollout}: "
             "raise --steps or lower --ppo.rollout-steps"
         )
     if "identify" in stages and analyst_of(config) == "statemask":
-        check_mask_steps(int(allowance_of(config) * config.round_steps), config.ppo)
+        check_mask_steps(int(allowance_of(config) * round_steps), config.ppo)
 
 
 def baseline(config: RefineConfig, case: Case, states: Path, rng: np.random.Generator) -> Guidance:

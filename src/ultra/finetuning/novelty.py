@@ -114,11 +114,15 @@ class Novelty:
         self._predictor, self._adam = self._learn(self._predictor, self._adam, self._target, self._arrays, seen[order])
 
     def state(self) -> dict[str, Any]:
-        """Predictor, optimiser, scale and random generator. The target follows from the seed."""
+        """Predictor, optimiser, scale, what is still to be learned and random generator.
+
+        The target follows from the seed.
+        """
         leaves = jax.tree.leaves((self._predictor, self._adam))
         return {
             "leaves": [b64encode(np.asarray(leaf).tobytes()).decode() for leaf in leaves],
             "scale": [self._scale.reward_variance, self._scale.reward_count],
+            "waiting": [b64encode(seen.astype(np.float32).tobytes()).decode() for seen in self._waiting],
             "rng": self._rng.bit_generator.state,
         }
 
@@ -130,5 +134,6 @@ class Novelty:
         self._predictor, self._adam = jax.tree.unflatten(tree, loaded)
         variance, count = state["scale"]
         self._scale = Normalizer(np.zeros(1), np.ones(1), reward_variance=variance, reward_count=count)
-        self._waiting = []
+        size = len(self._target[0]["w"])
+        self._waiting = [np.frombuffer(b64decode(text), np.float32).reshape(-1, size) for text in state["waiting"]]
         self._rng.bit_generator.state = state["rng"]

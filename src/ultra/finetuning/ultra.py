@@ -1,16 +1,15 @@
-"""ULTRA-A, ULTRA-R and ULTRA-RA (arXiv 2505.20671): advice modulates actions, rewards or both.
+"""ULTRA-A, ULTRA-R and ULTRA-RA (arXiv 2505.20671): advice at critical states modulates actions, rewards or both.
 
     (1)  a_true(t) = a_LLM(t) if s_t is critical, else a_t ~ pi(.|s_t)
     (2)  r'(t) = r_t + lambda * r_LLM(t) if s_t is critical, else r_t
 
-A state is critical if the episode started from its snapshot, if its facts lie within the book's
-radius of an entry, or if a rule's guard holds. An advice is a plan of L steps: for its duration the
-environment counts as critical, and the reward of equation 2 is spread evenly over its steps.
+A state is critical if the episode started from its snapshot, or if its facts lie within the book's radius of an
+entry. Advice is a plan of L steps: for its duration the environment counts as critical, and the reward of
+equation 2 is spread evenly over its steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from ultra.advice.expression import Expression, Guards, StepBefore
-from ultra.advice.records import Advice, AdviceBook, Rule, trusted
+from ultra.advice.records import Advice, AdviceBook, trusted
 from ultra.config import GuidanceConfig
 from ultra.finetuning.implicit import ImplicitRewards
 from ultra.finetuning.nearest import Nearest
 from ultra.policies.policy import Policy, log_prob
 from ultra.ppo.guidance import Intervention, LossTerm
+from ultra.programs.compiled import Controller
+from ultra.programs.executor import Executor
 from ultra.tasks.batch import Facts, Indices, Observations, Snapshot
 from ultra.tasks.plans import PlanTable
 from ultra.tasks.spaces import Actions, ActionSpace
@@ -32,7 +32,7 @@ from ultra.verification.recheck import Recheck
 
 
 class UltraGuidance:
-    """Modulates training by a book of advice and by rules.
+    """Modulates training by a book of advice.
 
     Args:
         book: advice with its states; the matching radius is the book's.
@@ -42,7 +42,6 @@ class UltraGuidance:
         on_actions: overwrite actions (ULTRA-A, ULTRA-RA).
         on_rewards: change rewards (ULTRA-R, ULTRA-RA).
         rng: source of its own randomness, apart from the training's.
-        rules: rules with their parsed guards.
         recheck: tries the advice that is used most again; None leaves it.
     """
 
@@ -56,38 +55,33 @@ class UltraGuidance:
         on_actions: bool,
         on_rewards: bool,
         rng: np.random.Generator,
-        rules: Sequence[tuple[Rule, Expression]] = (),
         recheck: Recheck | None = None,
     ) -> None:
-        self._kept = [row for row, entry in enumerate(book.entries) if trusted(entry.advice, config.trust)]
+        self._trusted = [row for row, entry in enumerate(book.entries) if trusted(entry.advice, config.trust)]
         book = book.trusted(config.trust)
-        rules = [(rule, guard) for rule, guard in rules if trusted(rule, config.trust)]
-        with_plan = [(rule, guard, rule.plan) for rule, guard in rules if rule.plan is not None]
-        prized = [(rule, guard) for rule, guard in rules if rule.plan is None and on_rewards]
-        self._prizes = np.array([rule.reward for rule, _ in prized])
-        self._guards = Guards([guard for _, guard, _ in with_plan] + [guard for _, guard in prized])
         self._book, self._config, self._rng, self._recheck = book, config, rng, recheck
-        advice: list[Advice | Rule] = [entry.advice for entry in book.entries]
-        advice += [rule for rule, _, _ in with_plan]
-        plans = [entry.advice.plan for entry in book.entries] + [plan for _, _, plan in with_plan]
-        self._table = PlanTable(plans, [a.strength for a in advice], space)
+        advice = [entry.advice for entry in book.entries]
+        self._controllers = [Controller.of_plan(item.plan, space, item.strength) for item in advice]
+        programs = list(dict.fromkeys(controller.program for controller in self._controllers))
+        self._programs = [programs.index(controller.program) for controller in self._controllers]
+        self._executor = Executor(programs, space, environments)
+        table = PlanTable([item.plan for item in advice], [item.strength for item in advice], space)
+        self._lengths = table.lengths
         self._nearest = Nearest(book) if len(book) else None
         # Advice that is not known to help acts through rewards alone, unless everything is trusted.
         self._executable = np.array(
-            [on_actions and (config.trust == "all" or _proven(a)) for a in advice], dtype=np.bool_
+            [on_actions and (config.trust == "all" or item.verdict == "helps") for item in advice], dtype=np.bool_
         )
-        self._gains = np.array([_gain(a) for a in advice])
+        self._gains = np.array([_gain(item) for item in advice])
         self._worth = _worth(self._gains)
         taken = [entry.taken for entry in book.entries]
         rewarded = on_rewards and config.lam > 0
-        self._implicit = ImplicitRewards(advice, taken, self._table, space) if rewarded else None
+        self._implicit = ImplicitRewards(advice, taken, table, space) if rewarded else None
         self._beta = config.strength
         self._active = np.full(environments, -1, dtype=np.int64)
         self._position = np.zeros(environments, dtype=np.int64)
         self._following = np.zeros(environments, dtype=np.bool_)
         self._under_way = np.zeros(0, dtype=np.intp)  # where plans are, in the present step
-        self._before = StepBefore(environments)
-        self._prize = np.zeros(environments)
         self._uses = np.zeros(len(advice), dtype=np.int64)
         self._counts = np.zeros(3)
         self._loss = imitation_loss(config.imitation) if self._imitates else None
@@ -95,7 +89,7 @@ class UltraGuidance:
     @property
     def needs_facts(self) -> bool:
         """Whether anything can happen: there is something to look up, and its strength has not fallen to zero."""
-        return self._beta > 0 and len(self._table.lengths) + len(self._prizes) > 0
+        return self._beta > 0 and len(self._book) > 0
 
     @property
     def _imitates(self) -> bool:
@@ -125,10 +119,9 @@ class UltraGuidance:
 
     def _check_again(self, policy: Policy, recheck: Recheck) -> None:
         """Stop executing what is not found to do good any more."""
-        points = len(self._book)
-        used = np.flatnonzero(self._executable[:points] & (self._uses[:points] > 0))
+        used = np.flatnonzero(self._executable & (self._uses > 0))
         rows = used[np.argsort(-self._uses[used], kind="stable")]
-        for row, found in zip(rows, recheck.run(policy, [self._kept[row] for row in rows]), strict=True):
+        for row, found in zip(rows, recheck.run(policy, [self._trusted[row] for row in rows]), strict=True):
             if found is not None:
                 self._gains[row] = max(0.0, found.advantage)
                 self._executable[row] = found.advantage > 0
@@ -140,7 +133,7 @@ class UltraGuidance:
         starts: list[Snapshot | None] = []
         for index in indices:
             self._active[index] = -1
-            self._before.begin(index)
+            self._executor.release(index)
             if len(self._book) and self._rng.random() < self._config.restart * self._beta:
                 entry = int(self._rng.integers(len(self._book)))
                 self._engage(np.array([index]), np.array([entry]))
@@ -154,12 +147,15 @@ class UltraGuidance:
         self._position[environments] = 0
         np.add.at(self._uses, entries, 1)
         heeded = self._rng.random(len(entries)) < self._beta
-        self._following[environments] = heeded & self._executable[entries]
+        self._following[environments] = followed = heeded & self._executable[entries]
+        for environment, entry in zip(environments[followed], entries[followed], strict=True):
+            self._executor.assign(environment, self._programs[entry], self._controllers[entry].settings)
 
     def act(self, observations: Observations, facts: Facts | None, actions: Actions) -> Intervention:
         """Execute plans where a state is critical and the advice is followed."""
         if not self.needs_facts:
             self._active[:], self._under_way = -1, self._under_way[:0]
+            self._executor.release(slice(None))
             return Intervention.none(actions)
         assert facts is not None
         self._match(facts)
@@ -168,42 +164,28 @@ class UltraGuidance:
         self._counts[1] += len(self._under_way)
         if not len(self._under_way):
             return Intervention.none(actions)
-        change = Intervention.none(actions.copy())
+        done, _ = self._executor.act(facts, actions)
+        change = Intervention.none(done)
         where = self._under_way[self._following[self._under_way]]
         if len(where):
             self._counts[2] += len(where)
-            entries = self._active[where]
-            change.actions[where] = self._table.apply(entries, self._position[where], actions[where])
             change.replaced[where] = True
-            change.weights[where] = self._beta * self._worth[entries]
+            change.weights[where] = self._beta * self._worth[self._active[where]]
         return change
 
     def observe(self, observations: Observations) -> None:
         """Where a step leads is of no concern to advice."""
 
     def _match(self, facts: Facts) -> None:
-        """Engage free environments whose state is critical: near an entry, or where a guard holds."""
-        if self._nearest is not None:
-            free = np.flatnonzero(self._active < 0)
-            if len(free):
-                near, entries = self._nearest.of(facts, free)
-                if len(near):
-                    self._engage(near, entries)
-        if len(self._guards):
-            before = self._before.of(facts) if self._guards.looks_back else facts
-            held = self._guards.evaluate(facts, before)
-            plans = len(self._guards) - len(self._prizes)
-            if len(self._prizes):
-                self._prize = held[:, plans:] @ self._prizes
-            if held.any():
-                begins = np.flatnonzero(held[:, :plans].any(axis=1) & (self._active < 0))
-                if len(begins):  # where several hold, the first one counts
-                    self._engage(begins, len(self._book) + held[begins, :plans].argmax(axis=1))
+        """Engage free environments whose state is near an entry."""
+        free = np.flatnonzero(self._active < 0)
+        if self._nearest is not None and len(free):
+            near, entries = self._nearest.of(facts, free)
+            if len(near):
+                self._engage(near, entries)
 
     def reward(self, facts: Facts | None, actions: Actions, rewards: NDArray[np.float64]) -> NDArray[np.float64]:
         """Equation 2 at critical states; then move on in the plans."""
-        if len(self._prizes) and self._beta > 0 and self._config.lam > 0:
-            rewards = rewards + self._beta * self._config.lam * self._prize
         where = self._under_way
         if not len(where):
             return rewards
@@ -213,7 +195,9 @@ class UltraGuidance:
             rewards = rewards.copy()
             rewards[where] += self._beta * self._config.lam * earned
         self._position[where] = positions + 1
-        self._active[where[positions + 1 >= self._table.lengths[entries]]] = -1
+        over = where[positions + 1 >= self._lengths[entries]]
+        self._active[over] = -1
+        self._executor.release(over)
         return rewards
 
     def metrics(self) -> dict[str, float]:
@@ -232,7 +216,7 @@ class UltraGuidance:
             "active": self._active.tolist(),
             "position": self._position.tolist(),
             "following": self._following.tolist(),
-            "before": self._before.state(),
+            "executor": self._executor.state(),
             "uses": self._uses.tolist(),
             "gains": self._gains.tolist(),
             "executable": self._executable.tolist(),
@@ -245,7 +229,7 @@ class UltraGuidance:
         self._active[:] = state["active"]
         self._position[:] = state["position"]
         self._following[:] = state["following"]
-        self._before.load_state(state["before"])
+        self._executor.load_state(state["executor"])
         self._uses[:] = state["uses"]
         self._gains[:], self._executable[:] = state["gains"], state["executable"]
         self._worth = _worth(self._gains)
@@ -254,15 +238,10 @@ class UltraGuidance:
         self._rng.bit_generator.state = state["rng"]
 
 
-def _proven(advice: Advice | Rule) -> bool:
-    """Whether verification found that executing it helps: advice by itself, a rule in its set."""
-    return advice.together is not None if isinstance(advice, Rule) else advice.verdict == "helps"
-
-
-def _gain(advice: Advice | Rule) -> float:
+def _gain(advice: Advice) -> float:
     """The measured advantage of advice that helps, else 0."""
-    found = advice.together if isinstance(advice, Rule) else advice.verification
-    return max(0.0, found.advantage) if found is not None and _proven(advice) else 0.0
+    found = advice.verification
+    return max(0.0, found.advantage) if found is not None and found.verdict == "helps" else 0.0
 
 
 def _worth(gains: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -1,7 +1,8 @@
-"""The way through the house: collect -> identify -> advise -> verify -> fine-tune -> evaluate.
+"""The refinement pipeline: collect -> identify -> advise -> verify -> fine-tune, in rounds, then evaluate.
 
-Each stage reads the files of the one before from the run directory and writes its own, so that a
-stage can be run, looked at, replaced or resumed alone. `refine` runs them all.
+Each stage reads the files of the one before from the run directory and writes its own, so that a stage can be run,
+looked at, replaced or resumed alone. `Refinement.run_all` runs them all. What each round does and may spend stands in
+`ultra.pipeline.schedule`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from ultra.advice.graft import GraftError, check_takes_rules
 from ultra.advice.records import Advice, load_advice, load_states, save_advice, save_states
 from ultra.analysts.base import Case
 from ultra.analysts.registry import get_analyst
@@ -23,16 +23,22 @@ from ultra.collection.collect import collect, collect_within
 from ultra.collection.trajectories import Episodes, Trajectory, save_trajectory
 from ultra.common.errors import UltraError
 from ultra.common.files import write_json
-from ultra.common.statistics import difference_interval, rises
+from ultra.common.statistics import difference_interval
+from ultra.common.streams import stream
 from ultra.config import RefineConfig, takes_advice
 from ultra.evaluation.evaluate import evaluate, evaluation_seeds
 from ultra.evaluation.late_policies import BEFORE, CHOSEN, LatePolicies, choose
 from ultra.evaluation.starting import Start, load_start, measure_start
 from ultra.finetuning.methods import STAGES as METHOD_STAGES
-from ultra.finetuning.methods import STARTS, allowance_of, analysis_of, analyst_of, baseline, check_budget
+from ultra.finetuning.methods import STARTS, analysis_of, analyst_of, baseline, check_budget
+from ultra.pipeline import order
+from ultra.pipeline.adopting import ADOPTED, Adopted, adopt, read_adopted
+from ultra.pipeline.audit import audit_of_run, proposals_of_run
+from ultra.pipeline.program_search import ProgramSearch, read_verified
 from ultra.pipeline.progress import Reporter, TrainingLog
-from ultra.pipeline.round_advice import RoundAdvice, audit_of_run, verification_needed
-from ultra.pipeline.run import STAGES, Run, read_curve, versions
+from ultra.pipeline.round_advice import RoundAdvice
+from ultra.pipeline.run import Run, versions
+from ultra.pipeline.schedule import Round, describe, schedule
 from ultra.pipeline.usage import usage_of
 from ultra.policies.io import load_policy, save_policy
 from ultra.policies.opening import open_policy
@@ -41,7 +47,6 @@ from ultra.ppo.guidance import Guidance, NoGuidance
 from ultra.ppo.train import train
 from ultra.tasks import Task, get_task
 from ultra.tasks.batch import Batch
-from ultra.tasks.spaces import Continuous
 
 BRANCHES_TOGETHER = 64
 """Environments for branches, where they step as one array."""
@@ -49,10 +54,6 @@ SINGLE_BRANCHES = 16
 """The same where each is an object of its own: more take long to make and step no faster."""
 EPISODES_TOGETHER = 256
 """Episodes that are collected before they are written, so that memory does not grow with their number."""
-STILL_LEARNS = "the curve still rises, and no episode ends early"
-"""Why a finishing round may only train."""
-FINISHING_EPISODES = 4
-"""Episodes of the trained policy in the finishing round: they show where its facts lie."""
 
 
 class Refinement:
@@ -78,34 +79,66 @@ class Refinement:
             if not config.policy:
                 raise UltraError("which policy? Give --policy DIR (`ultra train` makes one) or a Stable-Baselines3 zip")
             found = open_policy(config.policy, config.vecnormalize, trust_pickle=config.trust_pickle)
-            check_fits(found.policy, task.name, task.observation_size, task.action_space)
+            policy = found.policy
+            check_fits(policy, task.name, task.observation_size, task.action_space, task.card.fact_names)
             check_snapshots(task, config.method)
-            config, notes = decided(config, found.policy)
+            check_budget(config)
             run = Run.start(path, "refine", config)
-            for line in (*found.notes, *notes, *(f"warning: {warning}" for warning in found.warnings)):
+            for line in (*found.notes, *(f"warning: {warning}" for warning in found.warnings)):
                 reporter.say(line)
             if task.snapshots in ("replay", "remake"):
                 reporter.say(f"{task.name} cannot be saved: its states are brought back by replaying actions (slower)")
-            save_policy(found.policy, path / "policy" / "start", {"copied_from": config.policy})
+            save_policy(policy, path / "policy" / "start", {"copied_from": config.policy})
+            known = order.from_settings(config) or order.from_curve(Path(config.policy))
+            if known is not None:
+                known.save(path)
             return cls(run, reporter)
         return cls(Run.start(path, "refine", config), reporter)
 
-    # -- the way through -----------------------------------------------------------------------
+    # -- the whole run -------------------------------------------------------------------------
 
     def run_all(self) -> dict[str, Any]:
-        """Run every stage that is not done yet, then evaluate; returns the contents of `result.json`.
-
-        Raises:
-            UltraError: before anything is spent, if the budget cannot do for training.
-        """
+        """Run every stage that is not done yet, then evaluate; returns the contents of `result.json`."""
         check_budget(self.config)
         if self.task.note:
             self.reporter.say(f"task      {self.task.name}: {self.task.note}")
         self.measure_start()
-        for number in range(1, self.config.last_round + 1):
-            for stage in self._stages(number):
-                self.run_stage(stage, number)
+        self.reporter.say(f"order     {self.decision.why}")
+        for line in describe(self.rounds, self.config):
+            self.reporter.say(f"plan      {line}")
+        for plan in self.rounds:
+            for stage in plan.stages:
+                self.run_stage(stage, plan.number)
         return self.evaluate()
+
+    @cached_property
+    def decision(self) -> order.Decision:
+        """Whether programs come before training; where a short training is to decide it, it is done now."""
+        found = order.load_decision(self.run.path)
+        if found is None:
+            steps = order.probe_steps(self.config)
+            found = self._probe(steps) if steps else order.from_episodes(self._start_ends_early())
+            found.save(self.run.path)
+            if found.steps:
+                self.run.complete("probe", self.budget)
+        return found
+
+    def _probe(self, steps: int) -> order.Decision:
+        """Train plainly for a short time. Where training is to come first anyway, the first round goes on from it."""
+        self.budget = self.run.budget()
+        self.reporter.say(f"probe     does the policy still learn? {steps:,} steps of plain PPO")
+        policy = self._trained(self._start_policy, steps, NoGuidance(), "probe", self.run.path / "probe.npz", None)
+        save_policy(policy, self.run.path / "policy" / "probe", {"training_steps": steps})
+        return order.from_probe(self.run.curve, steps)
+
+    def _start_ends_early(self) -> bool:
+        measured = self.measure_start()
+        return measured.steps < (len(measured.returns) + len(measured.chance)) * self.task.time_limit
+
+    @cached_property
+    def rounds(self) -> tuple[Round, ...]:
+        """What each round does, and may spend."""
+        return schedule(self.config, self.decision.order, self.decision.steps)
 
     def run_stage(self, stage: str, number: int = 1) -> None:
         """Run one stage of one round, unless it is done.
@@ -117,52 +150,27 @@ class Refinement:
         if self.run.finished(name):
             return
         needed = self._before(stage, number)
-        if stage not in self._stages(number):
-            self.reporter.say(f"{stage:<9} left out: {STILL_LEARNS}")
-            return
         if needed is not None:
             self.run.require(needed, f"ultra {needed.split('/')[1]} {self.run.path}")
         self.measure_start()
         # A stage that was interrupted begins anew, and so does its part of the budget.
         self.budget = self.run.budget()
-        stages: dict[str, Callable[[int], None]] = {
+        stages: dict[str, Callable[[Round], None]] = {
             "collect": self._collect,
             "identify": self._identify,
             "advise": self._advise,
             "verify": self._verify,
             "finetune": self._finetune,
         }
-        stages[stage](number)
+        stages[stage](self.rounds[number - 1])
         self.run.complete(name, self.budget)
 
     def _before(self, stage: str, number: int) -> str | None:
         if stage not in METHOD_STAGES[self.config.method]:
             raise UltraError(f"method {self.config.method!r} has no stage {stage!r}")
-        order = [f"round-{r}/{s}" for r in range(1, number + 1) for s in self._stages(r)]
-        name = f"round-{number}/{stage}"
-        place = order.index(name) if name in order else 0
-        return order[place - 1] if place else None
-
-    def _stages(self, number: int) -> tuple[str, ...]:
-        """The stages of a round: of the finishing one only the last where training simply goes on."""
-        stages, config = METHOD_STAGES[self.config.method], self.config
-        trained = config.finishes(number) and self.run.finished(f"round-{config.rounds}/finetune")
-        return stages[-1:] if trained and self._still_learns else stages
-
-    @cached_property
-    def _still_learns(self) -> bool:
-        """Whether the steps of the finishing round are worth more in training; asked when the rounds before it trained.
-
-        So it is where the curve rises and small changes of the action can prevent no early end (docs/method-notes.md).
-        """
-        config = self.config
-        trained = config.rounds * config.round_steps
-        folder = self.run.round(config.rounds) / "trajectories"
-        return (
-            isinstance(self.task.action_space, Continuous)
-            and rises([row for row in read_curve(self.run.curve) if row[0] <= trained])
-            and not any(episode.terminated for episode in Episodes(folder))
-        )
+        names = [f"round-{plan.number}/{part}" for plan in self.rounds for part in plan.stages]
+        place = names.index(f"round-{number}/{stage}")
+        return names[place - 1] if place else None
 
     def measure_start(self) -> Start:
         """The starting return, which is measured and shown before anything else."""
@@ -171,7 +179,7 @@ class Refinement:
             self.budget = self.run.budget()
             seeds = evaluation_seeds(self.config.seed, self.config.evaluate.episodes)
             self.reporter.say(f"start     {len(seeds)} episodes of the starting policy, in Gymnasium's own environment")
-            start = measure_start(self.task, self._policy(1), seeds, self.config.workers)
+            start = measure_start(self.task, self._start_policy, seeds, self.config.workers)
             start.save(path)
             self.budget.evaluation += start.steps
             self.run.complete("start", self.budget)
@@ -182,18 +190,15 @@ class Refinement:
 
     # -- stages --------------------------------------------------------------------------------
 
-    def _collect(self, number: int) -> None:
-        settings, policy, gamma = self.config.collect, self._policy(number), self.config.ppo.gamma
-        finishing = self.config.finishes(number)
-        episodes = min(settings.episodes, FINISHING_EPISODES) if finishing else settings.episodes
-        allowance = self.budget.remaining // 8 if finishing else int(settings.share * self.config.round_steps)
-        longest = max(1, allowance // episodes)
-        rng, workers = self._rng(number, "collect"), self.config.workers
-        folder = self.run.round(number) / "trajectories"
+    def _collect(self, plan: Round) -> None:
+        settings, policy, gamma = self.config.collect, self._policy(plan.number), self.config.ppo.gamma
+        longest = max(1, plan.collect // settings.episodes)
+        rng, workers = self._rng(plan.number, "collect"), self.config.workers
+        folder = self.run.round(plan.number) / "trajectories"
         folder.mkdir(exist_ok=True)
         returns: list[float] = []
         steps = 0
-        with self.reporter.bar("collect", allowance) as update:
+        with self.reporter.bar("collect", plan.collect) as update:
 
             def tell(count: int) -> None:
                 update(steps + count, "")
@@ -206,119 +211,140 @@ class Refinement:
                     steps += len(trajectory)
 
             if self.config.method in STARTS:
-                most = self.config.rice.episodes
+                most, allowance = self.config.rice.episodes, plan.collect
                 keep(
                     collect_within(self.task, policy, rng, gamma, allowance, most=most, workers=workers, progress=tell)
                 )
             else:
-                seeds = rng.integers(2**31, size=episodes).tolist()
+                seeds = rng.integers(2**31, size=settings.episodes).tolist()
                 for first in range(0, len(seeds), EPISODES_TOGETHER):
                     part = seeds[first : first + EPISODES_TOGETHER]
                     keep(collect(self.task, policy, part, gamma, longest=longest, workers=workers, progress=tell))
         self.budget.charge("collect", steps)
         self.reporter.say(f"          {len(returns)} episodes, mean return {np.mean(returns):.1f} (actions sampled)")
 
-    def _identify(self, number: int) -> None:
-        with self.case(number, "identify") as case:
-            states = get_analyst(analyst_of(self.config)).identify(case)
-        if not states:
-            raise UltraError(f"analyst {analyst_of(self.config)!r} found no critical state: raise --analyse.share")
-        states = [replace(state, round=number) for state in states]
-        save_states(states, self.run.round(number) / "states.jsonl")
+    def _identify(self, plan: Round) -> None:
+        analyst = get_analyst(analyst_of(self.config))
+        with self.case(plan.number, "identify") as case:
+            states = analyst.identify(case)
+        if not states and plan.points and not plan.programs:
+            raise UltraError(f"analyst {analyst.name!r} found no critical state: raise --analyse.share")
+        states = [replace(state, round=plan.number) for state in states]
+        save_states(states, self.run.round(plan.number) / "states.jsonl")
 
-    def _advise(self, number: int) -> None:
-        states = load_states(self.run.round(number) / "states.jsonl")
-        with self.case(number, "advise") as case:
-            advice = get_analyst(self.config.analyst).advise(case, states)
-        for item in advice:
-            item.plan.check(self.task.action_space)
-        save_advice(advice, self.run.round(number) / "advice.jsonl")
+    def _advise(self, plan: Round) -> None:
+        folder = self.run.round(plan.number)
+        advice: list[Advice] = []
+        if plan.points:
+            states = load_states(folder / "states.jsonl")
+            with self.case(plan.number, "advise") as case:
+                advice = get_analyst(self.config.analyst).advise(case, states)
+            for item in advice:
+                item.plan.check(self.task.action_space)
+        save_advice(advice, folder / "advice.jsonl")
 
-    def _verify(self, number: int) -> None:
-        with self.case(number, "verify") as case:
-            advice = RoundAdvice(self.run, case, number)
-            advice.verify(self.reporter.say)
-            if not self.config.finishes(number):
+    def _verify(self, plan: Round) -> None:
+        if plan.points:
+            with self.case(plan.number, "verify") as case:
+                advice = RoundAdvice(self.run, case, plan)
+                advice.verify(self.reporter.say)
                 self.budget.audit += advice.measure_fidelity(self.reporter.say)
+        else:
+            save_advice([], self.run.round(plan.number) / "verified.jsonl")
+        if plan.programs:
+            self._search_programs(plan)
 
-    def _finetune(self, number: int) -> None:
-        policy = self._finish(number) if self.config.finishes(number) else self._train(number)
-        save_policy(policy, self.run.round(number) / "policy", {"round": number, "method": self.config.method})
+    def _search_programs(self, plan: Round) -> None:
+        """Turns of programs, each kept when it is done, then verification of the best."""
+        states = load_states(self.run.round(plan.number) / "states.jsonl")
+        analyst = get_analyst(self.config.analyst)
+        before = self.budget.used
+        with self.case(plan.number, "verify") as case:
+            search = ProgramSearch(
+                case, plan, self.config.programs, self.config.verify, self.config.seed, self.reporter.say
+            )
+            for turn in range(1, search.turns_of(analyst) + 1):
+                left = min(plan.race - (self.budget.used - before), self.budget.remaining)
+                if not search.turn(turn, analyst, states, left):
+                    break
+            search.prove()
 
-    def _finish(self, number: int) -> Policy:
-        """The policy with what helps in its network; where nothing does, trained on with the steps that are left."""
-        if self._still_learns:
-            return self._train(number)
-        with self.case(number, "finetune") as case:
-            grafted = RoundAdvice(self.run, case, number).grafted(self.reporter.say)
-        if grafted is not None:
-            return grafted
-        enough = self.budget.remaining - self._for_choice(number) >= self.config.ppo.samples
-        return self._train(number) if enough else self._policy(number)
+    def _finetune(self, plan: Round) -> None:
+        policy = self._policy(plan.number)
+        folder = self.run.round(plan.number)
+        if plan.programs:
+            policy = self._adopted(plan, policy)
+        if plan.train:
+            policy = self._train(plan, policy)
+        save_policy(policy, folder / "policy", {"round": plan.number, "method": self.config.method})
 
-    def _for_choice(self, number: int) -> int:
-        """Steps that a round keeps for choosing one of its last policies."""
-        config, finishing = self.config, self.config.finishes(number)
-        if not config.finishing or number < config.rounds or config.late.policies < 2:
-            return 0
-        if finishing and self._still_learns:
-            return 0
-        # The finishing round trains shortly, if at all, and passes through fewer.
-        return int(config.late.share * config.steps) // (2 if finishing else 1)
+    def _adopted(self, plan: Round, policy: Policy) -> Policy:
+        """The policy with the verified programs."""
+        folder = self.run.round(plan.number)
+        with self.case(plan.number, "finetune") as case:
+            found: Adopted = adopt(case, plan, self.config, read_verified(folder), self.reporter.say)
+        write_json(folder / ADOPTED, found.to_json())
+        return found.policy
 
-    def _train(self, number: int) -> Policy:
-        """Train with the round's advice or the method's guidance; in the finishing round plainly, to the end."""
-        config = self.config
-        folder = self.run.round(number)
+    def _train(self, plan: Round, policy: Policy) -> Policy:
+        """Train with the round's advice or the method's guidance, and choose among the last policies."""
+        config, folder = self.config, self.run.round(plan.number)
         # Guidance first: bringing back critical states may cost steps of the same budget.
         with ExitStack() as stack:
             guidance: Guidance = NoGuidance()
             reserved = 0
-            end = number * config.round_steps
-            if config.finishes(number):
-                end = config.steps
-                reason = f": {STILL_LEARNS}" if self._still_learns else ""
-                self.reporter.say(f"finish    training goes on with the steps that are left{reason}")
-            elif takes_advice(config.method):
-                with self.case(number, "finetune") as case:
-                    advice = RoundAdvice(self.run, case, number)
-                    guidance, reserved = advice.guidance(stack, self.reporter.say)
+            if takes_advice(config.method):
+                with self.case(plan.number, "finetune") as case:
+                    guidance, reserved = RoundAdvice(self.run, case, plan).guidance(stack, self.reporter.say)
             elif config.method != "ppo":
-                guidance = self._baseline(number)
-            choosing = self._for_choice(number)
-            late = LatePolicies(folder / "late", config.late.policies) if choosing else None
-            share = end - self.budget.used - reserved - choosing
-            offset = self.budget.used
-            with self.reporter.bar("train", share) as update:
-                log = TrainingLog(self.run.path, offset, update)
-                stack.callback(log.close)
-                policy = train(
-                    self.task,
-                    self._policy(number),
-                    config.ppo,
-                    share,
-                    self._rng(number, "finetune"),
-                    guidance=guidance,
-                    standardized=config.standardize,
-                    budget=self.budget,
-                    observer=log,
-                    checkpoint=folder / "checkpoint.npz",
-                    late=late,
-                    workers=config.workers,
-                )
-        return policy if late is None or self._still_learns else self._choose(number, late, choosing)
+                guidance = self._baseline(plan.number)
+            late = LatePolicies(folder / "late", config.late.policies) if plan.choose else None
+            share = plan.end - self.budget.used - reserved - plan.choose
+            last = self._trained(
+                policy, share, guidance, f"round {plan.number}", folder / "checkpoint.npz", late, stack=stack
+            )
+        return last if late is None else self._choose(plan, late, policy)
 
-    def _choose(self, number: int, late: LatePolicies, allowance: int) -> Policy:
-        """The best of a round's last policies and the one with which it began."""
-        rng = np.random.default_rng([self.config.seed, number, len(STAGES), 2])
+    def _trained(
+        self,
+        policy: Policy,
+        steps: int,
+        guidance: Guidance,
+        name: str,
+        checkpoint: Path,
+        late: LatePolicies | None,
+        stack: ExitStack | None = None,
+    ) -> Policy:
+        """One training, with its progress and curve."""
+        config = self.config
+        with ExitStack() as own, self.reporter.bar("train", steps) as update:
+            log = TrainingLog(self.run.path, self.budget.used, update)
+            (stack or own).callback(log.close)
+            return train(
+                self.task,
+                policy,
+                config.ppo,
+                steps,
+                stream(config.seed, name, "training"),
+                guidance=guidance,
+                standardized=config.standardize,
+                budget=self.budget,
+                observer=log,
+                checkpoint=checkpoint,
+                late=late,
+                workers=config.workers,
+            )
+
+    def _choose(self, plan: Round, late: LatePolicies, before: Policy) -> Policy:
+        """The best of a round's last policies and the one with which training began."""
         return choose(
-            [*late.load(), (BEFORE, self._policy(number))],
+            [*late.load(), (BEFORE, before)],
             self.task,
-            allowance,
+            plan.choose,
             self.budget,
-            rng,
+            self._rng(plan.number, "choose"),
             workers=self.config.workers,
-            record=self.run.round(number) / CHOSEN,
+            record=self.run.round(plan.number) / CHOSEN,
             say=self.reporter.say,
         )
 
@@ -334,7 +360,7 @@ class Refinement:
         last, last_estimate, last_returns = start, start_estimate, np.array(start_returns)
         if METHOD_STAGES[config.method]:
             self.reporter.say(f"evaluate  {len(seeds)} episodes of the refined policy, in Gymnasium's own environment")
-            last = self._policy(config.last_round + 1)
+            last = self._policy(len(self.rounds) + 1)
             last_estimate, last_returns, steps = evaluate(self.task, last, seeds, workers=config.workers)
             self.budget.evaluation += steps
         gain = difference_interval(last_returns.tolist(), start_returns)
@@ -355,7 +381,10 @@ class Refinement:
             },
             "returns": {"start": list(start_returns), "last": last_returns.tolist()},
             "budget": self.budget.as_dict(),
+            "order": {"programs": self.decision.order, "why": self.decision.why} if config.uses_programs else None,
             "audit": audit_of_run(self.run),
+            "adopted": read_adopted([self.run.round(plan.number) for plan in self.rounds]),
+            "proposals": proposals_of_run(self.run),
             "llm": usage_of(self.run),
             "versions": versions(),
         }
@@ -367,23 +396,23 @@ class Refinement:
 
     def _rng(self, number: int, stage: str) -> np.random.Generator:
         """A generator of the stage's own, so that stages can be run alone and repeated."""
-        return np.random.default_rng([self.config.seed, number, STAGES.index(stage)])
+        return stream(self.config.seed, "round", number, stage)
+
+    @property
+    def _start_policy(self) -> Policy:
+        return load_policy(self.run.path / "policy" / "start")
 
     def _policy(self, number: int) -> Policy:
         """The policy with which a round begins."""
-        if number == 1:
-            return load_policy(self.run.path / "policy" / "start")
-        return load_policy(self.run.round(number - 1) / "policy")
+        if number > 1:
+            return load_policy(self.run.round(number - 1) / "policy")
+        if self.decision.probe and self.decision.order == "last":
+            return load_policy(self.run.path / "policy" / "probe")
+        return self._start_policy
 
     def case(self, number: int, stage: str) -> _CaseContext:
         """What an analyst is given in a stage of a round, as a context."""
         return _CaseContext(self, number, stage)
-
-    def _allowance(self, number: int) -> int:
-        """Steps for a round's analysis; in the finishing round what verification, which comes last, can spare."""
-        if not self.config.finishes(number):
-            return int(allowance_of(self.config) * self.config.round_steps)
-        return max(0, self.budget.remaining - verification_needed(self.config, self.budget, self.task.time_limit))
 
     def _failed(self, number: int) -> list[Advice]:
         """Advice of the round before that was tried and did not help, the most harmful first."""
@@ -395,7 +424,7 @@ class Refinement:
 
     def _baseline(self, number: int) -> Guidance:
         """The guidance of a method that uses no advice."""
-        rng = np.random.default_rng([self.config.seed, number, len(STAGES)])
+        rng = self._rng(number, "guidance")
         with self.case(number, "finetune") as case:
             return baseline(self.config, case, self.run.round(number) / "states.jsonl", rng)
 
@@ -415,17 +444,17 @@ class _CaseContext:
         self._batches.append(own.task.make_local_batch(1))
         title = f"{self._stage:<9} "
         episodes = Episodes(own.run.round(self._number) / "trajectories")
-        finishing = config.finishes(self._number)
+        plan = own.rounds[self._number - 1]
         return Case(
             task=own.task,
             policy=own._policy(self._number),
             episodes=episodes,
-            config=analysis_of(config, len(episodes), finishing=finishing),
+            config=analysis_of(config, len(episodes)),
             gamma=config.ppo.gamma,
             batch=self._batches[0],
             replay=self._batches[1],
             budget=own.budget,
-            allowance=own._allowance(self._number),
+            allowance=plan.analyse,
             rng=own._rng(self._number, self._stage),
             progress=lambda text: own.reporter.say(title + text),
             llm=config.llm,
@@ -435,7 +464,10 @@ class _CaseContext:
             statemask=config.statemask,
             ppo=config.ppo,
             workers=config.workers,
-            finishing=finishing,
+            stuck=own.decision.order == "first",
+            turns=config.programs.turns,
+            race_steps=plan.race // config.programs.turns,
+            verify_steps=plan.prove,
         )
 
     def __exit__(self, *error: object) -> None:
@@ -454,22 +486,6 @@ def check_snapshots(task: Task, method: str) -> None:
             f"{task.name} does not repeat itself: the same seed and actions lead elsewhere, so advice cannot be tried; "
             "use --method ppo, or draw all randomness from self.np_random (docs/own-environment.md)"
         )
-
-
-def decided(config: RefineConfig, policy: Policy) -> tuple[RefineConfig, tuple[str, ...]]:
-    """The configuration without a finishing round that the policy cannot have, and what to tell of it.
-
-    Raises:
-        GraftError: if a finishing round was asked for.
-    """
-    if config.finishing:
-        try:
-            check_takes_rules(policy)
-        except GraftError as error:
-            if config.finish:
-                raise GraftError(f"--finish {config.finish:g}: {error}; give --finish 0") from error
-            return replace(config, finish=0.0), (f"no finishing round: {error}",)
-    return config, ()
 
 
 def task_of(config: Any) -> Task:

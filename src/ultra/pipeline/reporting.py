@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ultra.advice.records import ADOPTED, Advice, Rule, load_advice, load_rules
+from ultra.advice.records import Advice, load_advice
 from ultra.common import html
-from ultra.common.files import write_atomically, write_json
+from ultra.common.files import check_finite, to_json_text, write_atomically, write_json
 from ultra.pipeline.run import Run, read_curve
 from ultra.pipeline.usage import describe_usage
+from ultra.simulation.budget import PURPOSES, steps_for
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,12 +59,12 @@ def _fidelity_cells(result: dict[str, Any]) -> dict[str, Any]:
 
 def comparison(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table that compares methods: returns, and steps by purpose."""
-    header = ["", "mean return [95%]", "collect", "analyse", "verify", "train", "total"]
+    header = ["", "mean return [95%]", *PURPOSES, "total"]
     first = results[0]
-    rows = [["start", interval(first["return"]["start"]), *[""] * 5]]
+    rows = [["start", interval(first["return"]["start"]), *[""] * (1 + len(PURPOSES))]]
     for result in results:
         budget = result["budget"]
-        steps = [f"{budget[key]:,}" for key in ("collect", "analyse", "verify", "train", "used")]
+        steps = [f"{steps_for(budget, name):,}" for name in (*PURPOSES, "used")]
         rows.append([label(result), interval(result["return"]["last"]), *steps])
     return header, rows
 
@@ -81,6 +81,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows with equal keys, in the order of the first."""
     buffer = io.StringIO()
+    check_finite(list(rows), path.name)
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -129,11 +130,8 @@ def draw_curves(runs: Sequence[Run], path: Path) -> None:
 
 def advice_of(run: Run) -> list[Advice]:
     """All advice of a run, what helps most first; empty if it used none."""
-    advice = []
-    for number in range(1, run.config.last_round + 1):
-        path = run.path / f"round-{number}" / "verified.jsonl"
-        if path.is_file():
-            advice += load_advice(path)
+    paths = sorted(run.path.glob("round-*/verified.jsonl"))
+    advice = [item for path in paths for item in load_advice(path)]
 
     def worth(item: Advice) -> tuple[bool, float]:
         found = item.verification
@@ -159,45 +157,27 @@ def explain(item: Advice) -> str:
     return "\n".join(lines)
 
 
-def rules_of(run: Run) -> list[Rule]:
-    """All rules of a run, with what was found of them where they have been tried."""
-    rules = []
-    for number in range(1, run.config.last_round + 1):
-        folder = run.path / f"round-{number}"
-        verified = folder / "verified-rules.jsonl"
-        rules += load_rules(verified if verified.is_file() else folder / "rules.jsonl")
-    return rules
-
-
-def adopted_rules(run: Run) -> list[Rule]:
-    """The rules that became part of the refined policy."""
-    path = run.path / f"round-{run.config.last_round}" / ADOPTED
-    return load_rules(path) if path.is_file() else []
-
-
-def explain_rules(rules: Sequence[Rule], adopted: Sequence[Rule] = ()) -> str:
-    """Rules as text, with what was found of them; empty if there are none."""
-    if not rules:
+def explain_programs(result: dict[str, Any]) -> str:
+    """The programs of a run as text: what became of each, and what was adopted; empty if none were asked for."""
+    proposals, adopted = result.get("proposals"), result.get("adopted")
+    if not proposals:
         return ""
-    lines = ["Rules"]
-    for rule in rules:
-        steps = f"; a plan of {len(rule.plan)} steps" if rule.plan else ""
-        reward = f"; reward {rule.reward:+g}" if rule.reward else ""
-        lines.append(f"  Where {rule.guard}{steps}{reward}: {rule.explanation}")
-        found = rule.verification
-        if found is not None:
-            lines.append(
-                f"    Tried in whole episodes: {found.verdict}, {found.advantage:+.2f} return "
-                f"[{found.low:+.2f}, {found.high:+.2f}] over {found.pairs} pairs."
-            )
-            if rule.together is not None and rule.together != found:
-                lines.append(f"    Chosen: together with others {rule.together.advantage:+.2f}.")
-            elif rule.together is not None:
-                lines.append("    Chosen.")
-            if rule in adopted:
-                lines.append("    Part of the refined policy: its network does what the rule says.")
-        elif rule.plan is None:
-            lines.append("    Not tried: a reward alone changes no episode; it takes part only with --trust all.")
+    lines = ["Programs"]
+    for item in sorted(proposals["programs"], key=lambda item: -(item["gain"] if item["gain"] is not None else -1e99)):
+        gain = "not tried" if not item["episodes"] else f"tried in {item['episodes']} episodes"
+        if item["gain"] is not None:
+            gain += f", {item['gain']:+.3g} to the agent alone on common episodes"
+        if item["verdict"] is not None:
+            gain += f"; in fresh episodes {item['verdict']}, {item['verified_gain']:+.3g}"
+        lines.append(f"  {item['name']} ({item['source']}, turn {item['turn']}): {gain}")
+    if adopted and adopted["how"] != "none":
+        lines.append(f"Adopted ({adopted['how']}):")
+        for program in adopted["programs"]:
+            numbers = ", ".join(f"{name} = {p['value']:.4g}" for name, p in program.get("parameters", {}).items())
+            lines.append(f"  {program['name']}: {program['explanation']}" + (f" [{numbers}]" if numbers else ""))
+        lines += [f"  not by {reason}" for reason in adopted["attempts"]]
+    else:
+        lines.append("None was adopted.")
     return "\n".join(lines)
 
 
@@ -220,12 +200,12 @@ def _score(value: float | None) -> str:
 
 
 def audit_table(audit: dict[str, Any], analyst: str) -> str:
-    """How good an adviser was, as a table in Markdown: its advice, its rules, and random plans at the same states."""
+    """How good an adviser was, as a table in Markdown: its advice, and random plans at the same states."""
     header = ["", "helps", "harms", "unclear", "not tried", "mean advantage [95%]", "steps", "steps per helpful one"]
-    parts = {analyst: audit, f"rules of {analyst}": audit["rules"], "random plans there": audit["random_control"]}
+    parts = {analyst: audit, "random plans there": audit["random_control"]}
     rows = []
     for name, part in parts.items():
-        if part is None or not part["advices"]:
+        if part is None or not part["suggestions"]:
             continue
         counts = [str(part[key]) for key in ("helps", "harms", "unclear", "untried")]
         mean = "-"
@@ -270,10 +250,7 @@ def _page(
 ) -> str:
     """One self-contained page: table, curves, critical states."""
     advice = "\n\n".join(explain(item) for run in runs for item in advice_of(run)) or "This method uses no advice."
-    rules = explain_rules(
-        [rule for run in runs for rule in rules_of(run)], [rule for run in runs for rule in adopted_rules(run)]
-    )
-    advice = f"{advice}\n\n{rules}" if rules else advice
+    advice = "\n\n".join([advice, *filter(None, map(explain_programs, results))])
     usage = "\n".join(f"{label(result)}: {describe_usage(result.get('llm', {}))}" for result in results)
     return html.page(
         f"ULTRA: {results[0]['task']}",
@@ -286,6 +263,6 @@ def _page(
             html.preformatted(advice),
             html.heading("Language model"),
             html.preformatted(usage),
-            html.folded("Results as JSON", json.dumps(results, indent=2)),
+            html.folded("Results as JSON", to_json_text(results, "the report", "indented")),
         ],
     )

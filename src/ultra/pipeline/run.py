@@ -9,17 +9,20 @@ import os
 import platform
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
 from ultra.common.errors import RunDirectoryError
-from ultra.common.files import write_atomically, write_json
+from ultra.common.files import check_finite, write_atomically, write_json
+from ultra.common.locks import LOCK_FILES
 from ultra.common.records import record_from
 from ultra.config import RefineConfig, TrainConfig
 from ultra.simulation.budget import StepBudget
 
+FORMAT = 2
+"""Of run directories. Format 1 is that of runs which do not name theirs."""
 STAGES = ("collect", "identify", "advise", "verify", "finetune")
 """Stages of one round, in order."""
 
@@ -28,9 +31,6 @@ _IRRELEVANT = (
     "llm.timeout", "llm.attempts", "llm.longest_wait", "llm.ledger", "llm.permits",
 )  # fmt: skip
 """Settings that may differ when a command is repeated: they do not change the result. The new ones hold."""
-
-_LEFT_OPEN = ("finish",)
-"""Settings that are decided when a run begins where the command leaves them open (None); repeating it keeps them."""
 
 
 def versions() -> dict[str, str]:
@@ -87,8 +87,17 @@ class Run:
             raise RunDirectoryError(f"{path} is not a run directory (no run.json): start one with `ultra {command}`")
         try:
             raw = json.loads(manifest.read_text(encoding="utf-8"))
+            form, maker = raw.get("format", 1), raw["versions"]["ultra-refine"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunDirectoryError(f"{manifest} is damaged ({error}): use another --out") from error
+        if form != FORMAT:
+            raise RunDirectoryError(
+                f"{path} has run format {form}, made by ultra-refine {maker}; this version reads format {FORMAT}: "
+                "finish or report it with the version that made it, or repeat its command with another --out"
+            )
+        try:
             found, done, settings, policy = raw["command"], raw["done"], raw["config"], raw.get("policy", "")
-        except (OSError, ValueError, KeyError) as error:
+        except KeyError as error:
             raise RunDirectoryError(f"{manifest} is damaged ({error}): use another --out") from error
         if found != command:
             raise RunDirectoryError(f"{path} belongs to `ultra {found}`, not `ultra {command}`: choose another --out")
@@ -105,12 +114,10 @@ class Run:
         if (path / "run.json").exists():
             run = cls.open(path, command)
             run.check(config)
-            open_ends = [name for name in _LEFT_OPEN if getattr(config, name, "") is None]
-            config = replace(config, **{name: getattr(run.config, name) for name in open_ends})
             run.config, run.policy = config, seen_from(path, config)
             run._write()
             return run
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or {item.name for item in path.iterdir()} - LOCK_FILES):
             raise RunDirectoryError(f"{path} exists and is not a run directory: choose another --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -130,8 +137,7 @@ class Run:
         if self.policy and self.policy == seen_from(self.path, config):
             old["policy"] = new["policy"]
         for name in new:
-            left_open = name in _LEFT_OPEN and new[name] is None
-            if name not in _IRRELEVANT and not left_open and old.get(name) != new[name]:
+            if name not in _IRRELEVANT and old.get(name) != new[name]:
                 raise RunDirectoryError(
                     f"{self.path} belongs to another command: there {name} is {old.get(name)}, here {new[name]}; "
                     "choose another --out, or repeat that command to continue it"
@@ -141,6 +147,7 @@ class Run:
         write_json(
             self.path / "run.json",
             {
+                "format": FORMAT,
                 "command": self.command,
                 "config": asdict(self.config),
                 "policy": self.policy,
@@ -233,7 +240,9 @@ class CurveFile:
             writer.writerows([int(row[0]), row[1], row[2], int(row[3])] for row in kept)
             write_atomically(self._path, buffer.getvalue().encode())
             self._file = self._path.open("a", encoding="utf-8", newline="")
-        csv.writer(self._file, lineterminator="\n").writerow([steps, mean, spread, episodes])
+        row = [steps, mean, spread, episodes]
+        check_finite(row, self._path.name)
+        csv.writer(self._file, lineterminator="\n").writerow(row)
         self._file.flush()
 
     def close(self) -> None:

@@ -6,9 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ultra.common.files import write_json
+from ultra.common.streams import stream
 from ultra.config import TrainConfig
 from ultra.evaluation.evaluate import evaluate, evaluation_seeds
 from ultra.pipeline.progress import Reporter, TrainingLog
@@ -32,7 +31,7 @@ def train_policy(path: Path, config: TrainConfig, reporter: Reporter) -> dict[st
         reporter.say(f"task      {task.name}: {task.note}")
     budget = run.budget()
     if not run.finished("train"):
-        rng = np.random.default_rng(config.seed)
+        rng = stream(config.seed, "train")
         hidden = tuple(config.hidden) if task.image is None else ()
         fresh = create_policy(Architecture(task.observation_size, task.action_space, hidden, task.image), rng)
         with reporter.bar("train", config.steps) as update:

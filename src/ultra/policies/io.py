@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.common.errors import PolicyError, UltraError
-from ultra.common.files import make_directory, write_atomically
+from ultra.common.files import make_directory, to_json_text, write_atomically
 from ultra.policies import networks
 from ultra.policies.normalizer import Normalizer
 from ultra.policies.policy import Architecture, Policy, flatten, unflatten
+from ultra.programs.attached import AttachedPrograms
 from ultra.tasks.spaces import Continuous, from_json, to_json
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -26,6 +27,8 @@ SHIPPED = Path(__file__).parent / "shipped"
 FORMAT = 1
 EXTENDED_FORMAT = 2
 """Of policies with what format 1 does not know: activations other than tanh, unlike or shared layers."""
+PROGRAM_FORMAT = 3
+"""Of policies with programs, which earlier versions would leave out without a word."""
 _STATISTICS = ("count", "reward_variance", "reward_count", "clip")
 """Numbers of a `Normalizer` that `policy.json` holds."""
 
@@ -53,17 +56,18 @@ def save_policy(policy: Policy, directory: Path, about: Mapping[str, Any] | None
     }
     extension = _extension_to_json(architecture)
     header = {
-        "format": EXTENDED_FORMAT if extension else FORMAT,
+        "format": PROGRAM_FORMAT if policy.attached else EXTENDED_FORMAT if extension else FORMAT,
         "observation_size": architecture.observation_size,
         "action_space": to_json(architecture.action_space),
         "hidden": list(architecture.hidden),
         **extension,
         **({"image": list(architecture.image)} if architecture.image else {}),
         "normalizer": {name: getattr(normalizer, name) for name in _STATISTICS},
+        **({"attached": policy.attached.to_json()} if policy.attached else {}),
         "about": dict(about or {}),
     }
     write_atomically(directory / "weights.safetensors", save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
-    write_atomically(directory / "policy.json", json.dumps(header, indent=2).encode() + b"\n")
+    write_atomically(directory / "policy.json", to_json_text(header, "policy.json", "indented").encode() + b"\n")
 
 
 def _extension_to_json(architecture: Architecture) -> dict[str, Any]:
@@ -114,16 +118,16 @@ def _read_policy(path: Path) -> Policy:
     from safetensors.numpy import load
 
     header = json.loads((path / "policy.json").read_text(encoding="utf-8"))
-    if header["format"] not in (FORMAT, EXTENDED_FORMAT):
+    if header["format"] not in (FORMAT, EXTENDED_FORMAT, PROGRAM_FORMAT):
         raise PolicyError(
-            f"{path}: policy format {header['format']!r} is not {FORMAT} or {EXTENDED_FORMAT}: update ultra"
+            f"{path}: policy format {header['format']!r} is not one of 1 to {PROGRAM_FORMAT}: update ultra"
         )
     size, hidden = index(header["observation_size"]), tuple(map(index, header["hidden"]))
     image = tuple(map(index, header["image"])) if "image" in header else None
     if image is not None and len(image) != 3:
         raise UltraError(f"image is {list(image)}, but should be height, width and channels")
     architecture = Architecture(size, from_json(header["action_space"]), hidden, image)
-    if header["format"] == EXTENDED_FORMAT:
+    if "critic_hidden" in header:
         critic, shared = (tuple(map(index, header[name])) for name in ("critic_hidden", "shared"))
         critic_hidden = None if critic == hidden else critic
         architecture = replace(
@@ -138,7 +142,10 @@ def _read_policy(path: Path) -> Policy:
     normalizer = Normalizer(mean, variance, **statistics)
     _check_statistics(normalizer)
     weights = {k: v.astype(np.float32) for k, v in arrays.items()}
-    return Policy(architecture, unflatten(weights, architecture.form), normalizer)
+    attached = AttachedPrograms.from_json(header["attached"]) if "attached" in header else None
+    policy = Policy(architecture, unflatten(weights, architecture.form), normalizer, attached)
+    policy.controllers  # noqa: B018 - compiled here, so that damage shows now
+    return policy
 
 
 def _check_arrays(architecture: Architecture, arrays: Mapping[str, NDArray[Any]]) -> None:

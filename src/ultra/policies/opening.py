@@ -1,4 +1,4 @@
-"""Policies wherever they come from: our own directories, and zips of Stable-Baselines3."""
+"""Policies wherever they come from: the package, our own directories, and zips of Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -6,22 +6,39 @@ import os
 from pathlib import Path
 
 from ultra.common.errors import PolicyError
-from ultra.policies.io import load_policy
+from ultra.common.records import closest
+from ultra.policies.io import SHIPPED, load_policy
 from ultra.policies.sb3 import Imported, import_policy
+
+SHIPPED_PREFIX = "shipped:"
+"""Before the name of a policy that comes with the package."""
+
+
+def shipped(name: str) -> Path:
+    """Where a policy lies that comes with the package.
+
+    Raises:
+        PolicyError: if none has this name.
+    """
+    known = [path.parent.name for path in SHIPPED.glob("*/policy.json")]
+    if name not in known:
+        raise PolicyError(f"no policy ships for {name!r} ({closest(name, known)})")
+    return SHIPPED / name
 
 
 def open_policy(path: str | os.PathLike[str], statistics: str = "", *, trust_pickle: bool = False) -> Imported:
     """Read a policy that `ultra` or Stable-Baselines3 saved.
 
     Args:
-        path: a directory of ours, or a zip (its ending may be left out, as in Stable-Baselines3).
+        path: a directory of ours, a zip (its ending may be left out, as in Stable-Baselines3), or `shipped:NAME`.
         statistics: the zip's VecNormalize file; by default it is looked for beside the zip.
         trust_pickle: run the pickle of the statistics if it cannot be read without running it.
 
     Raises:
         PolicyError: if there is no policy, or it cannot be read.
     """
-    place = Path(path)
+    named = os.fspath(path)
+    place = shipped(named.removeprefix(SHIPPED_PREFIX)) if named.startswith(SHIPPED_PREFIX) else Path(path)
     with_ending = place.with_name(f"{place.name}.zip")
     if not place.exists() and with_ending.is_file():
         place = with_ending

@@ -18,6 +18,8 @@ from ultra.common.xla import configure
 from ultra.policies import networks
 from ultra.policies.networks import Image
 from ultra.policies.normalizer import Normalizer
+from ultra.programs.attached import AttachedPrograms
+from ultra.programs.compiled import Controller
 from ultra.tasks.batch import Observations
 from ultra.tasks.spaces import Actions, ActionSpace, Continuous, Discrete, mixing
 
@@ -133,11 +135,22 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True)
 class Policy:
-    """An actor-critic with its normalisation. Immutable: training returns new ones."""
+    """An actor-critic with its normalisation, and perhaps programs on top. Immutable: training returns new ones.
+
+    `decide` is the network alone. Whoever lets a policy act in an environment lets its `controllers` act too
+    (`ultra.simulation`, `ultra.ppo.rollout`).
+    """
 
     architecture: Architecture
     params: Params
     normalizer: Normalizer
+    attached: AttachedPrograms | None = None
+    """Programs that change what the network does."""
+
+    @cached_property
+    def controllers(self) -> tuple[Controller, ...]:
+        """The attached programs as instructions, layer by layer."""
+        return () if self.attached is None else self.attached.controllers(self.architecture.action_space)
 
     def decide(self, observations: Observations, noise: NDArray[np.float32]) -> Decision:
         """Choose actions.
@@ -311,11 +324,20 @@ def unflatten(flat: Mapping[str, NDArray[Any]], form: Form | None = None) -> Par
     return params
 
 
-def check_fits(policy: Policy, name: str, observation_size: int, space: ActionSpace) -> None:
+def check_fits(
+    policy: Policy, name: str, observation_size: int, space: ActionSpace, facts: tuple[str, ...] | None = None
+) -> None:
     """Check that a policy can act in a task.
 
+    Args:
+        policy: perhaps with programs.
+        name: of the task.
+        observation_size: of the task.
+        space: of its actions.
+        facts: names of its facts, which attached programs read.
+
     Raises:
-        PolicyError: naming the shapes of both, if they differ.
+        PolicyError: naming the shapes of both, if they differ; or the facts that programs miss.
     """
     own = policy.architecture
     if own.observation_size != observation_size:
@@ -326,4 +348,10 @@ def check_fits(policy: Policy, name: str, observation_size: int, space: ActionSp
     if own.action_space != space:
         raise PolicyError(
             f"the policy has actions {own.action_space}, but {name} takes {space}: was it trained on another task?"
+        )
+    if policy.attached is not None and facts is not None and policy.attached.facts != facts:
+        missing = [fact for fact in policy.attached.facts if fact not in facts]
+        what = f"the facts {', '.join(missing)}" if missing else f"other facts than {', '.join(facts)}"
+        raise PolicyError(
+            f"the policy's programs read {what}, which {name} does not give: was it made for another card?"
         )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.common.errors import RunDirectoryError
-from ultra.common.files import pack_bytes, unpack_bytes, write_atomically
+from ultra.common.files import pack_bytes, to_json_text, unpack_bytes, write_atomically
 from ultra.policies.policy import Policy, flatten, unflatten
 from ultra.tasks.batch import Snapshot
 
@@ -100,7 +100,7 @@ def save_checkpoint(learner: Learner, environments: Environments) -> bytes:
         "rng": environments.rng.bit_generator.state,
         "guidance": environments.guidance.state(),
     }
-    arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+    arrays["header"] = np.frombuffer(to_json_text(header, "the checkpoint").encode(), dtype=np.uint8)
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()

@@ -320,8 +320,9 @@ def train(
         while learner.steps < total:
             began = time.monotonic()
             fraction = learner.steps / total
-            guidance.progress(fraction, learner.policy)
+            # Kept first: `progress` may change guidance's state, and a resumed training calls it again.
             file.keep(learner, environments)
+            guidance.progress(fraction, learner.policy)
             rollout = environments.rollout(learner.policy, config.rollout_steps, config.gamma)
             if standardized and not learner.steps:
                 learner.policy, rollout = standardize(learner.policy, rollout)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ultra.tasks.plans import Plan
 from ultra.programs.expression import (
     AGENT,
     CLOCKS,
@@ -24,7 +25,10 @@ from ultra.programs.expression import (
     Tape,
 )
 from ultra.programs.records import MAX_INSTRUCTIONS, Assignment, Potential, Program, ProgramError
+from ultra.tasks.plans import Plan
 from ultra.tasks.spaces import ActionSpace, Discrete
+
+_WORD = re.compile(r"\w+")
 
 MIN_PLAN = 32
 """Room for the steps of a plan; longer plans get twice as much, or four times."""
@@ -77,7 +81,7 @@ class Compiled:
         """Columns of the facts that it needs, now, before or at the start."""
         return self.reads(FACTS) | self.reads(PREVIOUS) | self.reads(START)
 
-    @property
+    @cached_property
     def reads_agent(self) -> bool:
         """Whether what it does depends on what the agent itself does, beyond adding to it."""
         return bool(self.reads(AGENT))
@@ -156,19 +160,28 @@ def _names(
         for source, offset, group in zip((SETTINGS, CLOCKS, MEMORY), offsets, groups, strict=True)
         for column, name in enumerate(group, start=offset)
     }
+    lets: dict[str, Callable[[], int]] = {}
     for name, text in program.let:  # each sees those before it
-        within = Reader(tape, facts, actions, dict(names))
-        names[name] = cache(partial(within.value, text, f"let.{name}"))
-    return names
+        words = set(_WORD.findall(unicodedata.normalize("NFKC", text)))  # as Python's parser reads names
+        within = Reader(tape, facts, actions, names | lets)
+        lets[name] = cache(partial(_let, within, name, text, [lets[word] for word in sorted(words & lets.keys())]))
+    return names | lets
 
 
-def _effects(
-    rule: Assignment, where: str, reader: Reader, actions: Sequence[str], space: ActionSpace
-) -> list[Effect]:
+def _let(reader: Reader, name: str, text: str, uses: Sequence[Callable[[], int]]) -> int:
+    """The place of a let. Those that it uses come first: read while it is read, a chain of them would nest deeply."""
+    for use in uses:
+        use()
+    return reader.value(text, f"let.{name}")
+
+
+def _effects(rule: Assignment, where: str, reader: Reader, actions: Sequence[str], space: ActionSpace) -> list[Effect]:
     when = reader.condition(rule.when, f"{where}.when")
     if isinstance(space, Discrete):
         if rule.set or rule.add:
-            raise ProgramError(f"{where} sets numbers, but actions are discrete: give `action`, one of {_some(actions)}")
+            raise ProgramError(
+                f"{where} sets numbers, but actions are discrete: give `action`, one of {_some(actions)}"
+            )
         choices = _choices(rule.action, where, actions, space)
         return [Effect(when, part, reader.tape.number(float(choice))) for part, choice in choices]
     if rule.action:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.programs.compiled import Compiled
-from ultra.programs.expression import AGENT, PREVIOUS, START, Frame
-from ultra.tasks.spaces import Actions, ActionSpace, Continuous, Discrete
+from ultra.programs.expression import PREVIOUS, START, Frame
+from ultra.tasks.spaces import Actions, ActionSpace, Continuous
 
 NONE = -1
 """An environment in which no program is followed."""
@@ -63,7 +64,10 @@ class Executor:
         self._episode[environments] = True
 
     def assign(self, environments: Any, program: int, settings: Any = None) -> None:
-        """Follow a program from the next step on, with the given settings (n_settings,) or its own."""
+        """Follow a program from the next step on, with the given settings (n_settings,) or its own.
+
+        Its clocks and memory begin there; `start(...)` is the state in that step, as at an episode's beginning.
+        """
         compiled = self.programs[program]
         self._which[environments] = program
         self._settings[environments, : len(compiled.settings)] = compiled.settings if settings is None else settings
@@ -107,7 +111,8 @@ class Executor:
             )
             if width[1] or width[2]:
                 frame = self._advanced(compiled, rows, frame)
-            done[rows], held[rows] = self._followed(compiled, frame, actions[rows])
+            with np.errstate(all="ignore"):  # what is no number is not done, what is infinite is clipped
+                done[rows], held[rows] = self._followed(compiled, frame, actions[rows])
         self._fresh[:] = False
         return done, held
 
@@ -121,6 +126,7 @@ class Executor:
             return facts
         previous = facts if self._previous is None else self._previous
         if self._previous is not None and self._episode.any():
+            previous = previous.copy()  # it is the caller's array of the last step
             previous[self._episode] = facts[self._episode]
         self._previous = facts
         self._episode[:] = False
@@ -135,9 +141,11 @@ class Executor:
 
     def _agent(self, compiled: Compiled, actions: Actions) -> NDArray[Any]:
         """What programs may read of the agent's own actions."""
-        if isinstance(self._space, Continuous) or not compiled.reads(AGENT):
-            return actions if actions.ndim == 2 else actions[:, None]
-        return (actions[:, None] == np.arange(self._space.n)).astype(np.float64)
+        if isinstance(self._space, Continuous) or not compiled.reads_agent:
+            agent = actions if actions.ndim == 2 else actions[:, None]
+        else:
+            agent = actions[:, None] == np.arange(self._space.n)
+        return agent.astype(np.float64) if compiled.reads_agent else agent
 
     def _advanced(self, compiled: Compiled, rows: slice | NDArray[np.intp], frame: Frame) -> Frame:
         """The frame with clocks and memory of this step, which are kept."""
@@ -145,8 +153,10 @@ class Executor:
         values = compiled.updates.run(frame)
         clocks, memory = frame.clocks.copy(), frame.memory.copy()
         for column, place in enumerate(compiled.clocks):
-            change = np.broadcast_to(values[place], fresh.shape)
-            clocks[:, column] = np.where(fresh, 0.0, clocks[:, column] + np.where(np.isfinite(change), change, 0.0))
+            with np.errstate(over="ignore"):
+                advanced = clocks[:, column] + values[place]
+            kept = np.where(np.isfinite(advanced), advanced, clocks[:, column])
+            clocks[:, column] = np.where(fresh, 0.0, kept)
         for column, place in enumerate(compiled.memory):
             value = np.broadcast_to(values[place], fresh.shape)
             kept = np.where(np.isfinite(value), value, memory[:, column])
@@ -160,29 +170,28 @@ class Executor:
         values = compiled.rules.run(frame)
         done = actions.copy()
         held = np.zeros(len(actions), dtype=np.bool_)
-        parts = self._space.split(actions) if isinstance(self._space, Discrete) and self._space.parts else None
         for effect in compiled.effects:
-            where, value = values[effect.when], values[effect.value]
-            valid = where & ~np.isnan(value)  # what is no number is not done
-            held |= valid
+            value = values[effect.value]
+            if effect.adds:
+                value = done[:, effect.column] + value
+            where = ~np.isnan(value)  # what is no number is not done
+            if not compiled.rules.is_true(effect.when):
+                where = where & values[effect.when]
+            held |= where
             if isinstance(self._space, Continuous):
-                column = done[:, effect.column]
-                done[:, effect.column] = np.where(valid, column + value if effect.adds else value, column)
+                np.copyto(done[:, effect.column], value, where=where, casting="same_kind")
             elif effect.column < 0:
-                done = np.where(valid, value, done).astype(np.int64)
-                parts = None if parts is None else self._space.split(done)
-            elif parts is not None:
-                parts[:, effect.column] = np.where(valid, value, parts[:, effect.column])
+                np.copyto(done, value, where=where, casting="unsafe")
+            else:
+                parts = self._space.split(done)
+                np.copyto(parts[:, effect.column], value, where=where, casting="unsafe")
                 done = np.ravel_multi_index(tuple(parts.T), self._space.choices)
         return done, held
 
     def state(self) -> dict[str, Any]:
         """Plain JSON values, for a checkpoint."""
         arrays = {name: getattr(self, f"_{name}") for name in _STATE}
-        plain = {name: None if array is None else array.tolist() for name, array in arrays.items()}
-        # Plans shorter than others end in no numbers, which JSON does not have.
-        plain["settings"] = [[None if value != value else value for value in row] for row in plain["settings"]]
-        return plain
+        return {name: None if array is None else _plain(array) for name, array in arrays.items()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Inverse of `state`."""
@@ -193,6 +202,14 @@ class Executor:
             array = None if value is None else np.array(value, dtype=kind)
             setattr(self, f"_{name}", array if array is None or shape is None else array.reshape(shape))
         self._groups = None
+
+
+def _plain(array: NDArray[Any]) -> list[Any]:
+    """An array as lists. What JSON does not have (plans end in no numbers, facts may be infinite) becomes text."""
+    if array.dtype == np.float64 and not np.isfinite(array).all():
+        return [[value if math.isfinite(value) else str(value) for value in row] for row in array.tolist()]
+    plain: list[Any] = array.tolist()
+    return plain
 
 
 _STATE = ("which", "settings", "clocks", "memory", "fresh", "episode", "previous", "start")

@@ -37,8 +37,20 @@ Values = NDArray[Any]
 """(n,) floats or booleans, or a scalar that holds for all n."""
 
 
+LONGEST_MESSAGE = 4000
+"""Characters of an error, which shows parts of what was given."""
+
+
+def printable(text: str) -> str:
+    """A text on one line, without characters that terminals or pages might obey."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 class ExpressionError(UltraError):
     """An expression that is not allowed; the message names the part and what is allowed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message[:LONGEST_MESSAGE]))
 
 
 class Frame(NamedTuple):
@@ -172,8 +184,7 @@ class Tape:
         """The place of an instruction, which is appended unless it is there already; constants are folded."""
         operands = [self.instructions[place] for place in instruction.operands]
         if operands and instruction.operation != "setting" and all(_is_constant(operand) for operand in operands):
-            with np.errstate(all="ignore"):
-                value = _OPERATIONS[instruction.operation](*(_constant(operand) for operand in operands))
+            value = compute(instruction.operation, [_constant(operand) for operand in operands])
             if instruction.operation in _CONDITIONS:
                 return self.add(Instruction("true" if value else "false"))
             return self.number(float(value))
@@ -186,8 +197,8 @@ class Tape:
         return place
 
     def number(self, value: float) -> int:
-        """The place of a constant."""
-        return self.add(Instruction("number", value=value))
+        """The place of a constant; negative zero becomes zero, to which it compares equal."""
+        return self.add(Instruction("number", value=value + 0.0))
 
     def read(self, source: int, column: int) -> int:
         """The place of what stands in a column of one of the frame's arrays."""
@@ -259,6 +270,12 @@ _OPERATIONS: dict[str, Callable[..., Values]] = {
     "if": np.where,
     "as number": _as_number,
 }
+
+
+def compute(operation: str, values: Sequence[Any]) -> Any:
+    """One operation on numbers, (n,) each or scalars."""
+    with np.errstate(all="ignore"):
+        return _OPERATIONS[operation](*values)
 
 
 def _setting_at(settings: Values, index: Values, first: int, count: int, stride: int) -> Values:
@@ -350,15 +367,15 @@ class Reader:
                 warnings.simplefilter("ignore")
                 return ast.parse(self._text, mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            reason = error.msg if isinstance(error, SyntaxError) else str(error)
+            reason = error.msg if isinstance(error, SyntaxError) else str(error) or type(error).__name__
             raise ExpressionError(
-                f"{self.what} {self._text!r} does not parse ({' '.join(reason.split())}): known are {SYNTAX}"
+                f"{self.what} {printable(self._text)!r} does not parse ({reason}): known are {SYNTAX}"
             ) from None
 
     def _error(self, node: ast.AST, reason: str) -> ExpressionError:
         part = ast.get_source_segment(self._text, node) if isinstance(node, ast.expr) else None
-        shown = " ".join(part.split()) if part else repr(type(node).__name__)
-        return ExpressionError(f"{self.what} {' '.join(self._text.split())!r}: {shown} {reason}")
+        shown = part or repr(type(node).__name__)
+        return ExpressionError(f"{self.what} {printable(self._text)!r}: {shown} {reason}")
 
     def _number(self, node: ast.expr, depth: int) -> int:
         place = self._read(node, depth)
@@ -377,26 +394,28 @@ class Reader:
         depth += 1
         match node:
             case ast.Constant():
-                return self._constant(node)
+                place = self._constant(node)
             case ast.Name():
-                return self._name(node)
+                place = self._name(node)
             case ast.BoolOp():
-                return self._joined(node, depth)
+                place = self._joined(node, depth)
             case ast.UnaryOp(op=ast.Not()):
-                return self.tape.add(Instruction("not", (self._condition(node.operand, depth),)))
+                place = self.tape.add(Instruction("not", (self._condition(node.operand, depth),)))
             case ast.UnaryOp(op=ast.UAdd()):
-                return self._number(node.operand, depth)
+                place = self._number(node.operand, depth)
             case ast.UnaryOp(op=ast.USub()):
-                return self.tape.add(Instruction("negative", (self._number(node.operand, depth),)))
+                place = self.tape.add(Instruction("negative", (self._number(node.operand, depth),)))
             case ast.Compare():
-                return self._comparison(node, depth)
+                place = self._comparison(node, depth)
             case ast.BinOp():
-                return self._arithmetic(node, depth)
+                place = self._arithmetic(node, depth)
             case ast.IfExp():
-                return self._choice(node, depth)
+                place = self._choice(node, depth)
             case ast.Call():
-                return self._call(node, depth)
-        raise self._error(node, f"is not allowed: known are {SYNTAX}")
+                place = self._call(node, depth)
+            case _:
+                raise self._error(node, f"is not allowed: known are {SYNTAX}")
+        return place
 
     def _constant(self, node: ast.Constant) -> int:
         value = node.value

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ultra.common.errors import UltraError
-from ultra.programs.expression import MAX_LENGTH, RESERVED
+from ultra.programs.expression import LONGEST_MESSAGE, MAX_LENGTH, MAX_NUMBER, RESERVED, printable
 
 MAX_PARAMETERS = 8
 MAX_RULES = 24
@@ -34,6 +36,9 @@ _PROGRAM_NAME = re.compile(r"[\w][\w .:+-]{0,79}")
 
 class ProgramError(UltraError):
     """A program that is not well formed; the message says where, the value, and what would be right."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message[:LONGEST_MESSAGE]))
 
 
 @dataclass(frozen=True)
@@ -210,12 +215,30 @@ def clean(text: Any, longest: int = 2000) -> str:
     """A text on one line, without characters that terminals or pages might obey."""
     if not isinstance(text, str):
         return ""
-    return " ".join("".join(c if c.isprintable() else " " for c in text[:longest]).split())
+    return printable(text[:longest])
+
+
+class _Short(reprlib.Repr):
+    """Shows any value in bounded time, however large or deeply nested."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if abs(x) < 10**self.maxlong else f"a whole number of {x.bit_length()} bits"
+
+
+_short = _Short()
+_short.maxlevel, _short.maxstring, _short.maxother = 2, 60, 60
 
 
 def _show(value: Any) -> str:
-    text = clean(repr(value), 200)
+    text = _short.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a finite number; whole numbers too large for one are not."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # compares without converting, which overflows
 
 
 def _mapping(value: Any, what: str, known: set[str] | None = None) -> Mapping[str, Any]:
@@ -223,7 +246,9 @@ def _mapping(value: Any, what: str, known: set[str] | None = None) -> Mapping[st
         raise ProgramError(f"{what} is {_show(value)}, not an object")
     unknown = sorted(set(value) - known) if known else []
     if unknown:
-        raise ProgramError(f"{what} has an unknown part {_show(unknown[0])}: known are {', '.join(sorted(known or ()))}")
+        raise ProgramError(
+            f"{what} has an unknown part {_show(unknown[0])}: known are {', '.join(sorted(known or ()))}"
+        )
     return value
 
 
@@ -237,8 +262,8 @@ def _expression(value: Any, what: str) -> str:
     """An expression as text; a number stands for itself, true and false too."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, int | float) and math.isfinite(value):
-        return repr(value)
+    if _is_number(value):
+        return repr(float(value) if abs(value) > MAX_NUMBER else value)
     return _text(value, what)
 
 
@@ -247,14 +272,23 @@ def _expressions(value: Any, what: str) -> tuple[tuple[str, str], ...]:
 
 
 def _number(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not _is_number(value):
         raise ProgramError(f"{what} is {_show(value)}, not a number")
     return float(value)
 
 
+def _whole(value: Any, what: str) -> int:
+    number = _number(value, what)
+    if not number.is_integer():
+        raise ProgramError(f"{what} is {_show(value)}, not a whole number")
+    return int(number)
+
+
 def _parameter(name: str, value: Any) -> Parameter:
     fields = _mapping(value, f"parameters.{name}", {"value", "low", "high"})
-    return Parameter(name, *(_number(fields.get(part), f"parameters.{name}.{part}") for part in ("value", "low", "high")))
+    return Parameter(
+        name, *(_number(fields.get(part), f"parameters.{name}.{part}") for part in ("value", "low", "high"))
+    )
 
 
 def _register(name: str, value: Any) -> Register:
@@ -267,7 +301,8 @@ def _rule(value: Any, where: str) -> Assignment:
     fields = _mapping(value, where, {"when", "set", "add", "action"})
     action = fields.get("action", ())
     if isinstance(action, Mapping):
-        action = tuple((name, int(_number(choice, f"{where}.action.{name}"))) for name, choice in action.items())
+        chosen = _mapping(action, f"{where}.action")
+        action = tuple((name, _whole(choice, f"{where}.action.{name}")) for name, choice in chosen.items())
     elif action != ():
         action = _text(action, f"{where}.action")
     rule = Assignment(

@@ -14,7 +14,7 @@ from ultra.common.streams import stream
 from ultra.policies.policy import Decision, Policy
 from ultra.programs.compiled import Controller
 from ultra.programs.executor import Executor
-from ultra.tasks.batch import Batch, Live, Observations, Snapshot, Step
+from ultra.tasks.batch import Batch, Facts, Live, Observations, Snapshot, Step
 from ultra.tasks.spaces import Actions
 
 NOISE_BLOCK = 64
@@ -63,10 +63,20 @@ class Watcher(Protocol):
         jobs: NDArray[np.int64],
         observations: Observations,
         decision: Decision,
+        done: Actions,
         step: Step,
         batch: Batch,
     ) -> None:
-        """After a step; `observations` are those on which `decision` was made."""
+        """After a step.
+
+        Args:
+            jobs: the branch in each slot.
+            observations: on which the network made its `decision`.
+            decision: the network's own.
+            done: (n,) or (n, dim), what programs and controllers made of its actions, not yet clipped.
+            step: what came of it.
+            batch: in its present state.
+        """
         ...
 
 
@@ -75,8 +85,8 @@ class _Noise:
 
     def __init__(self, policy: Policy, slots: int) -> None:
         self._policy = policy
-        self._rngs = [np.random.default_rng(0)] * slots
-        self._blocks = policy.draw_noise(np.random.default_rng(0), (slots, NOISE_BLOCK))
+        self._rngs = [stream("unused")] * slots
+        self._blocks = policy.draw_noise(self._rngs[0], (slots, NOISE_BLOCK))
         self._numbers = np.zeros(slots, dtype=np.int64)
 
     def seed(self, slot: int, seed: int) -> None:
@@ -128,11 +138,11 @@ def simulate(
         if watcher is not None:
             watcher.before(slots.jobs, slots.clocks, batch)
         observations = slots.observations
-        actions = policy.architecture.action_space.clip(slots.controlled(decision.actions))
-        step = batch.step(actions, slots.live)
+        done = slots.controlled(decision.actions)
+        step = batch.step(policy.architecture.action_space.clip(done), slots.live)
         slots.count(step)
         if watcher is not None:
-            watcher.after(slots.jobs, observations, decision, step, batch)
+            watcher.after(slots.jobs, observations, decision, done, step, batch)
         slots.finish_done(step)
     return [outcome for outcome in slots.outcomes if outcome is not None]
 
@@ -148,7 +158,10 @@ class _Slots:
         controllers = [branch.controller for branch in branches if branch.controller is not None]
         programs = list(dict.fromkeys(controller.program for controller in controllers))
         self._number = {program: number for number, program in enumerate(programs)}
-        self._executor = Executor(programs, policy.architecture.action_space, size)
+        space = policy.architecture.action_space
+        self._executor = Executor(programs, space, size)
+        self._attached = [Executor([controller.program], space, size) for controller in policy.controllers]
+        self._facts: Facts | None = None
         self._limits = np.array([branch.steps for branch in branches], dtype=np.int64)
         self._waiting = list(range(len(branches)))[::-1]
         self._deterministic = deterministic
@@ -179,11 +192,18 @@ class _Slots:
         return self._policy.decide(self.observations, noise)
 
     def controlled(self, actions: Actions) -> Actions:
-        """The policy's actions with what controllers make of them; facts are computed only where there are any."""
-        if not self._executor.active:
-            return actions
-        done, _ = self._executor.act(self._batch.facts(), actions)
-        return done
+        """The network's actions with what the policy's own programs, then the branches' controllers, make of them."""
+        self._facts = None
+        for executor in (*self._attached, self._executor):
+            if executor.active:
+                actions, _ = executor.act(self._seen(), actions)
+        return actions
+
+    def _seen(self) -> Facts:
+        """The facts of this step, which are computed only where a program needs them."""
+        if self._facts is None:
+            self._facts = self._batch.facts()
+        return self._facts
 
     def count(self, step: Step) -> None:
         """Add the step's rewards to the branches under way."""
@@ -235,8 +255,9 @@ class _Slots:
     def _fill(self, free: NDArray[np.intp]) -> None:
         """Put waiting branches into free slots."""
         self.jobs[free] = -1
-        self._executor.release(free)
-        self._executor.begin(free)
+        for executor in (*self._attached, self._executor):
+            executor.release(free)
+            executor.begin(free)
         self.clocks[free], self._values[free], self._rewards[free] = 0, 0.0, 0.0
         resets: list[int] = []
         restores: list[tuple[int, Snapshot]] = []
@@ -245,6 +266,8 @@ class _Slots:
             job = self._waiting.pop()
             branch = self._branches[job]
             self.jobs[slot] = job
+            for executor in self._attached:
+                executor.assign(slot, 0)
             if branch.controller is not None:
                 self._executor.assign(slot, self._number[branch.controller.program], branch.controller.settings)
             self._noise.seed(slot, branch.noise_seed)

@@ -7,8 +7,16 @@ from dataclasses import dataclass, field
 
 from ultra.common.errors import BudgetExceededError, UltraError
 
-PURPOSES = ("collect", "analyse", "verify", "train")
+PURPOSES = ("collect", "analyse", "verify", "train", "choose")
 """What environment steps are spent on. Evaluation and the audit measure and refine nothing: they are counted apart."""
+
+
+def steps_for(budget: Mapping[str, int], purpose: str) -> int:
+    """Steps for a purpose in a budget that was written; 0 if it was written before that purpose had a count of its own.
+
+    Steps for `choose` were counted as `collect` then.
+    """
+    return int(budget.get(purpose, 0))
 
 
 @dataclass
@@ -64,5 +72,5 @@ class StepBudget:
     @classmethod
     def from_dict(cls, value: Mapping[str, int]) -> StepBudget:
         """Inverse of `as_dict`."""
-        spent = {name: int(value[name]) for name in PURPOSES}
-        return cls(value["total"], spent, int(value["evaluation"]), int(value.get("audit", 0)))
+        spent = {name: steps_for(value, name) for name in PURPOSES}
+        return cls(value["total"], spent, int(value["evaluation"]), steps_for(value, "audit"))

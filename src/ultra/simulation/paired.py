@@ -153,7 +153,9 @@ class PairedEvaluator:
         self._charge(sum(paired.steps for paired in results))
         return results
 
-    def play(self, controllers: Sequence[Controller | None], seeds: Sequence[int], longest: int | None = None) -> Played:
+    def play(
+        self, controllers: Sequence[Controller | None], seeds: Sequence[int], longest: int | None = None
+    ) -> Played:
         """Episodes of each controller (None: the policy alone) with each seed, without the critic; charges the steps.
 
         Where many compete the critic's value at a cut is left out: whatever it is wrong about would win.

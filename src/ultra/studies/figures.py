@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.common.statistics import bootstrap_band, performance_profile
+from ultra.common.streams import stream
 from ultra.pipeline.reporting import save_figure
 from ultra.pipeline.run import read_curve
-from ultra.studies.summary import SEED, Finished, Summary
+from ultra.studies.summary import Finished, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,7 +79,7 @@ def draw_profiles(summary: Summary, path: Path) -> None:
     for name, table in tables.items():
         band = None
         if len(table) > 1:
-            band = bootstrap_band(profile, table, rng=np.random.default_rng(SEED), draws=DRAWS)
+            band = bootstrap_band(profile, table, rng=stream("bootstrap", "profiles"), draws=DRAWS)
         series.append(Series(name, len(table), (thresholds, profile(table), band)))
 
     def dress(axes: Axes) -> None:
@@ -111,7 +112,7 @@ def mean_curve(runs: Sequence[Finished]) -> Curve | None:
 
     band = None
     if len(curves) > 1:
-        band = bootstrap_band(mean, table, rng=np.random.default_rng(SEED), draws=DRAWS)
+        band = bootstrap_band(mean, table, rng=stream("bootstrap", "curves"), draws=DRAWS)
     return steps, mean(table), band
 
 

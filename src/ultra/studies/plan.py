@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ultra.common.errors import UltraError
+from ultra.common.errors import PolicyError, UltraError
 from ultra.common.records import closest, record_from
 from ultra.config import RefineConfig, TrainConfig, takes_advice
-from ultra.policies.io import SHIPPED
+from ultra.policies.opening import SHIPPED_PREFIX, shipped
 
 DECIDED = ("task", "policy", "vecnormalize", "trust_pickle", "method", "analyst", "seed", "workers")
 """Settings that the study decides for each run."""
@@ -285,16 +285,15 @@ def shipped_policy(task: StudyTask, folder: Path) -> Path:
     Raises:
         UltraError: if none is named and none ships with the package.
     """
-    name = task.policy.removeprefix("shipped:") if task.policy.startswith("shipped:") else task.environment
-    if task.policy and not task.policy.startswith("shipped:"):
+    name = task.policy.removeprefix(SHIPPED_PREFIX) or task.environment
+    if task.policy and not task.policy.startswith(SHIPPED_PREFIX):
         return folder / task.policy
-    if (SHIPPED / name / "policy.json").is_file():
-        return SHIPPED / name
-    known = [path.parent.name for path in SHIPPED.glob("*/policy.json")]
-    raise UltraError(
-        f"tasks.{task.name}: no policy ships for {name!r} ({closest(name, known)}): give `policy: DIR`, "
-        "or `train: {steps: N}` to train one"
-    )
+    try:
+        return shipped(name)
+    except PolicyError as error:
+        raise UltraError(
+            f"tasks.{task.name}: {error}: give `policy: DIR`, or `train: {{steps: N}}` to train one"
+        ) from error
 
 
 def slug(name: str) -> str:

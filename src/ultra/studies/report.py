@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ultra.common import html
 from ultra.common.errors import RunDirectoryError
-from ultra.common.files import make_directory, write_atomically, write_json
+from ultra.common.files import make_directory, to_json_text, write_atomically, write_json
 from ultra.common.statistics import Estimate
 from ultra.pipeline.reporting import markdown_table, row_of, write_csv
+from ultra.simulation.budget import PURPOSES, steps_for
 from ultra.studies.figures import draw_profiles, draw_task_curves
 from ultra.studies.plan import slug
 from ultra.studies.runner import plain, read_manifest
@@ -52,8 +52,7 @@ def _row(run: Finished) -> dict[str, Any]:
     llm = run.result.get("llm", {})
     return {
         **row_of(run.result), "task": run.task, "contender": run.contender, "seconds": f"{run.seconds:.1f}",
-        **{name: run.result["budget"][name] for name in ("collect", "analyse", "verify", "train", "evaluation")},
-        "audit": run.result["budget"].get("audit", 0),
+        **{name: steps_for(run.result["budget"], name) for name in (*PURPOSES, "evaluation", "audit")},
         "llm_tokens": llm.get("tokens", 0), "llm_cost": llm.get("cost", 0.0),
     }  # fmt: skip
 
@@ -176,7 +175,7 @@ def _page(summary: Summary, pictures: Mapping[str, Path]) -> str:
         if title in pictures:
             parts.append(html.image(pictures[title], title))
     results = [{"contender": run.contender, **run.result} for run in summary.finished]
-    parts.append(html.folded("Results as JSON", json.dumps(results, indent=1)))
+    parts.append(html.folded("Results as JSON", to_json_text(results, "the report", "indented")))
     names = ", ".join(task.name for task in summary.study.tasks)
     return html.page(f"ULTRA study: {names}", parts)
 

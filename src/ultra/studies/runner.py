@@ -10,7 +10,7 @@ from typing import Any
 
 from ultra.common.errors import RunDirectoryError, UltraError
 from ultra.common.files import make_directory, write_json
-from ultra.common.locks import hold_file, make_permits
+from ultra.common.locks import LOCK_FILES, hold_directory, make_permits
 from ultra.config import RefineConfig
 from ultra.finetuning.methods import check_budget
 from ultra.pipeline.refinement import task_of
@@ -53,7 +53,7 @@ def run_study(study: Study, source: Path, out: Path, pool: Pool, display: Displa
         KeyboardInterrupt: after all runs have been ended; repeating the command goes on.
     """
     _claim(out)
-    with hold_file(out / "lock", busy=f"another `ultra study` is at work in {out}: wait for it"):
+    with hold_directory(out):
         try:
             for line in prepare(study, source, out):
                 display.say(line)
@@ -78,7 +78,7 @@ def run_study(study: Study, source: Path, out: Path, pool: Pool, display: Displa
 def _claim(out: Path) -> None:
     """Make the study's directory, unless it is something else's."""
     mine = (out / MANIFEST).is_file() or not out.exists()
-    if not mine and (not out.is_dir() or set(out.iterdir()) - {out / "lock"}):
+    if not mine and (not out.is_dir() or {path.name for path in out.iterdir()} - LOCK_FILES):
         raise RunDirectoryError(f"{out} exists and is not a study: choose another --out")
     make_directory(out)
 
@@ -165,7 +165,8 @@ def _prepare_policy(study: Study, task: StudyTask, source: Path, out: Path, befo
     statistics = str(source / task.vecnormalize) if task.vecnormalize else ""
     try:
         found = open_policy(place, statistics, trust_pickle=task.trust_pickle)
-        check_fits(found.policy, environment.name, environment.observation_size, environment.action_space)
+        space, facts = environment.action_space, environment.card.fact_names
+        check_fits(found.policy, environment.name, environment.observation_size, space, facts)
     except UltraError as error:
         raise UltraError(f"tasks.{task.name}: {error}") from error
     save_policy(found.policy, copy, {"copied_from": str(place)})

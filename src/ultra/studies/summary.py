@@ -20,14 +20,12 @@ from ultra.common.statistics import (
     probability_of_improvement,
     stratified_bootstrap,
 )
+from ultra.common.streams import stream
 from ultra.pipeline.run import Run
 from ultra.studies.plan import Contender, Job, Study, StudyTask
 from ultra.studies.work import seconds_of
 
 Array = NDArray[np.float64]
-
-SEED = 0
-"""Of the bootstrap, so that the same runs give the same report."""
 
 
 @dataclass(frozen=True)
@@ -221,11 +219,11 @@ def _overall(
 def _center(table: Array) -> Estimate | None:
     if len(table) < 2:
         return None
-    return stratified_bootstrap(interquartile_mean, table, rng=np.random.default_rng(SEED))
+    return stratified_bootstrap(interquartile_mean, table, rng=stream("bootstrap", "interquartile mean"))
 
 
 def _better(table: Array, base: Array) -> Estimate:
-    return stratified_bootstrap(probability_of_improvement, table, base, rng=np.random.default_rng(SEED))
+    return stratified_bootstrap(probability_of_improvement, table, base, rng=stream("bootstrap", "improvement"))
 
 
 def _interval_remarks(finished: Sequence[Finished]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -17,8 +18,8 @@ from typing import IO
 from rich.console import Console
 
 from ultra.common.errors import UltraError
-from ultra.common.files import write_atomically
-from ultra.common.locks import hold_file
+from ultra.common.files import to_json_text, write_atomically
+from ultra.common.locks import LOCK_FILES, hold_directory
 from ultra.config import RefineConfig
 from ultra.pipeline.progress import Reporter
 from ultra.pipeline.refinement import Refinement
@@ -93,7 +94,7 @@ class NotedProgress(Reporter):
         """Put the progress where the study looks for it."""
         if (self._run / "run.json").is_file():  # before that, the directory must stay empty
             temporary = self._run / ".progress.tmp"
-            temporary.write_text(json.dumps(asdict(progress)), encoding="utf-8")
+            temporary.write_text(to_json_text(asdict(progress), "progress.json"), encoding="utf-8")
             temporary.replace(self._run / "progress.json")
 
 
@@ -105,7 +106,7 @@ def work(job: Job) -> str:
     """
     if not job.log.parent.is_dir():
         return f"{job.log.parent} is not visible on this machine: --out must lie on a file system that all share"
-    with hold_file(job.log) as log:
+    with hold_directory(job.path, patience=math.inf), job.log.open("ab") as log:
         if job.finished:
             return ""
         _tidy(job.path)
@@ -117,7 +118,7 @@ def work(job: Job) -> str:
             failure = record_error(job, describe_error(error))
         attempt = {"host": platform.node(), "began": began, "seconds": time.time() - began, "error": failure}
         with (job.path / ATTEMPTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(attempt) + "\n")
+            file.write(to_json_text(attempt, ATTEMPTS) + "\n")
         (job.path / "progress.json").unlink(missing_ok=True)
         return failure
 
@@ -144,9 +145,13 @@ def _run(job: Job, reporter: NotedProgress) -> None:
 
 
 def _tidy(run: Path) -> None:
-    """Take away what an earlier try left: its error, and a directory in which nothing was begun yet."""
+    """Take away what an earlier try left: its error, and all files of a run that had not begun yet."""
     if not (run / "run.json").is_file():
-        shutil.rmtree(run, ignore_errors=True)
+        for path in run.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name not in LOCK_FILES:
+                path.unlink()
     (run / "error.txt").unlink(missing_ok=True)
 
 

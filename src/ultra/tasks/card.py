@@ -61,6 +61,8 @@ class Card:
     reward: str
     facts: tuple[Fact, ...]
     actions: tuple[ActionMeaning, ...]
+    body: str = ""
+    """What the agent moves with, in words: time step, start, links, joints, actuators. Empty where that says nothing."""
     worked_case: str = ""
     """An example of good reasoning for prompts: the name of a shipped one (`analysts/prompts/cases`) or a text."""
 
@@ -119,6 +121,7 @@ def load_card(path: Path) -> Card:
             reward=raw["reward"].strip(),
             facts=tuple(Fact(**fact) for fact in raw["facts"]),
             actions=tuple(ActionMeaning(**action) for action in raw["actions"]),
+            body=raw.get("body", "").strip(),
             worked_case=raw.get("worked_case", "").strip(),
         )
     except (KeyError, TypeError, AttributeError) as error:
@@ -187,8 +190,9 @@ def write_card(card: Card) -> str:
         facts.append(entry)
     head = {key: getattr(card, key) for key in ("name", "title", "goal", "termination", "reward")}
     tail: dict[str, Any] = {"actions": [{"name": a.name, "meaning": a.meaning} for a in card.actions]}
-    if card.worked_case:
-        tail["worked_case"] = card.worked_case
+    for key in ("body", "worked_case"):
+        if getattr(card, key):
+            tail[key] = getattr(card, key)
 
     def dump(value: Any, flow: bool | None) -> str:
         text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=flow)

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import gymnasium
 import mujoco
@@ -20,6 +21,7 @@ from gymnasium.envs.mujoco import MujocoEnv
 from numpy.typing import NDArray
 
 from ultra.tasks.batch import Facts, Indices, Live, Observations, Snapshot, Step
+from ultra.tasks.ground import PlanarFeet, feet_of
 from ultra.tasks.simulators import Simulators
 from ultra.tasks.spaces import Actions
 
@@ -88,7 +90,8 @@ class MujocoBatch:
         self._states[indices] = 0.0
         self._clock[indices] = 0
         for index, seed in zip(indices, seeds, strict=True):
-            self._qpos[index], self._qvel[index] = self._physics.start(np.random.default_rng(seed), *self._initial)
+            generator = np.random.default_rng(seed)  # the one that Gymnasium seeds, not a stream of ours
+            self._qpos[index], self._qvel[index] = self._physics.start(generator, *self._initial)
         return self._observe(indices)
 
     def step(self, actions: Actions, live: Live = None) -> Step:
@@ -135,8 +138,24 @@ class MujocoBatch:
         self._simulators.close()
 
 
-def _positions_and_velocities(qpos: Array, qvel: Array) -> Array:
-    return np.concatenate([qpos, qvel], axis=1)
+@cache
+def _feet(env_id: str) -> PlanarFeet:
+    """Where the feet of a walker are."""
+    env = gymnasium.make(env_id)
+    base = env.unwrapped
+    assert isinstance(base, MujocoEnv)
+    found = PlanarFeet(base.model, feet_of(base.model))
+    env.close()
+    return found
+
+
+def _walker_facts(env_id: str) -> Callable[[Array, Array], Array]:
+    """Positions, velocities, and the feet's heights and contacts."""
+
+    def facts(qpos: Array, qvel: Array) -> Array:
+        return np.concatenate([qpos, qvel, _feet(env_id).facts(qpos)], axis=1)
+
+    return facts
 
 
 def _forward_reward(control_cost: float) -> Callable[[Array, Array, Array, float], Array]:
@@ -174,7 +193,7 @@ HOPPER = Physics(
     healthy=_hopper_healthy,
     alive=1.0,
     start=_uniform_start(5e-3),
-    facts=_positions_and_velocities,
+    facts=_walker_facts("Hopper-v5"),
 )
 
 
@@ -191,7 +210,7 @@ WALKER2D = Physics(
     healthy=_walker2d_healthy,
     alive=1.0,
     start=_uniform_start(5e-3),
-    facts=_positions_and_velocities,
+    facts=_walker_facts("Walker2d-v5"),
 )
 
 
@@ -211,7 +230,7 @@ HALFCHEETAH = Physics(
     healthy=None,
     alive=0.0,
     start=_halfcheetah_start,
-    facts=_positions_and_velocities,
+    facts=_walker_facts("HalfCheetah-v5"),
 )
 
 # Lengths of Reacher's links in metres: from the base to the elbow, from the elbow to the fingertip.

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 import yaml
 
+from ultra.tasks.body import body_name, describe_body
 from ultra.tasks.card import ActionMeaning, Card, Fact, plain_name, skeleton_card, unlike
 from ultra.tasks.spaces import from_gymnasium
 
@@ -30,7 +31,23 @@ def mujoco_card(env_id: str, env: gymnasium.Env[Any, Any]) -> Card | None:
         speeds += speed
     actions = tuple(_actuator(model, number) for number in range(model.nu))
     plain = skeleton_card(env_id, (), from_gymnasium(env.action_space))
-    return replace(plain, **_goal(env_id, env), facts=unlike((*places, *speeds)), actions=actions)
+    facts = unlike((*places, *speeds, *_feet(model)))
+    return replace(plain, **_goal(env_id, env), facts=facts, actions=actions, body=describe_body(base))
+
+
+def _feet(model: Any) -> list[Fact]:
+    """Heights of the feet above the floor, and whether they touch it."""
+    from ultra.tasks.ground import feet_of
+
+    feet = [(body, body_name(model, body)) for body in feet_of(model)]
+    heights = [
+        Fact(f"{name}_height", "m", f"lowest point of {name} above the floor", 3, False, f"height[{body}]")
+        for body, name in feet
+    ]
+    return heights + [
+        Fact(f"{name}_contact", "", f"1 if {name} touches the floor, else 0", 0, False, f"contact[{body}]")
+        for body, name in feet
+    ]
 
 
 def _goal(env_id: str, env: gymnasium.Env[Any, Any]) -> dict[str, str]:

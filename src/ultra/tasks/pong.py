@@ -16,6 +16,7 @@ import numpy as np
 from ale_py import ALEInterface, ALEState, LoggerMode, roms
 from numpy.typing import NDArray
 
+from ultra.common.streams import stream
 from ultra.tasks.batch import Facts, Indices, Live, Observations, Snapshot, Step
 from ultra.tasks.spaces import Actions
 
@@ -73,7 +74,7 @@ def observe(facts: Facts) -> Observations:
 
 def draw_noops(seed: int) -> int:
     """Frames of doing nothing with which the episode of this seed begins."""
-    return int(np.random.default_rng(seed).integers(MOST_NOOPS + 1))
+    return int(stream(seed, "no-ops").integers(MOST_NOOPS + 1))
 
 
 class StickyActions:
@@ -102,8 +103,8 @@ class StickyActions:
         """The actions (FRAME_SKIP) that take effect in the frames of one step in which `action` is chosen."""
         if not self._probability:
             return [action] * FRAME_SKIP
-        self._steps += 1  # counted from 1: with 0, the generator would be that of `draw_noops`
-        repeats = np.random.default_rng([self._seed, self._steps]).random(FRAME_SKIP) < self._probability
+        self._steps += 1
+        repeats = stream(self._seed, "sticky actions", self._steps).random(FRAME_SKIP) < self._probability
         effective = []
         for repeated in repeats:
             self._previous = self._previous if repeated else action

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 
+from ultra.common.streams import stream
 from ultra.tasks.gymnasium import GymnasiumBatch
 from ultra.tasks.spaces import ActionSpace, Discrete
 from ultra.tasks.states import NotPlainError
@@ -47,7 +48,7 @@ def choose_snapshots(make: Callable[[], gymnasium.Env[Any, Any]], space: ActionS
 
 def _repeats(batch: GymnasiumBatch, space: ActionSpace, seed: int) -> bool:
     """Whether an episode goes on from its snapshots as it did, in place and in another environment."""
-    rng = np.random.default_rng(seed)
+    rng = stream(seed, "random actions")
     if isinstance(space, Discrete):
         actions = rng.integers(space.n, size=(STEPS, 2))
     else:

@@ -5,6 +5,7 @@
     atan2(obs[1], obs[0])       arithmetic: + - * /, abs, sign, sqrt, floor, sin, cos, atan2, min, max
     env.agent_pos[0]            an attribute of the environment, by names and numbers (no calls)
     qpos[2], qvel[2], xpos[1][2]   arrays of MuJoCo's data
+    height[4], contact[4]       of a MuJoCo body: its lowest point above the floor, and whether it touches it
     ram[99]                     a byte of an Atari console
     objects['pong']['Ball'][0]['x']   an object of an Atari game, through OCAtari
 
@@ -38,6 +39,15 @@ _FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
     "abs": (1, np.abs), "sign": (1, np.sign), "sqrt": (1, np.sqrt), "floor": (1, np.floor),
     "sin": (1, np.sin), "cos": (1, np.cos), "atan2": (2, np.arctan2), "min": (2, np.minimum), "max": (2, np.maximum),
 }  # fmt: skip
+
+
+def _ground() -> Any:
+    """Imported when it is needed: MuJoCo may not be installed."""
+    from ultra.tasks import ground
+
+    return ground
+
+
 _ROOTS: dict[str, Callable[[Any], Any]] = {
     "env": lambda base: base,
     "ram": lambda base: base.ale.getRAM(),
@@ -45,6 +55,8 @@ _ROOTS: dict[str, Callable[[Any], Any]] = {
     "qpos": lambda base: base.data.qpos,
     "qvel": lambda base: base.data.qvel,
     "xpos": lambda base: base.data.xpos,
+    "height": lambda base: _ground().Heights(base),
+    "contact": lambda base: _ground().Touches(base),
 }
 
 

@@ -12,11 +12,14 @@ import base64
 import functools
 import inspect
 import json
+import math
 import types
 from typing import Any
 
 import gymnasium
 import numpy as np
+
+from ultra.common.files import to_json_text
 
 _HARMLESS = (
     gymnasium.Space, gymnasium.Env, gymnasium.envs.registration.EnvSpec, type, types.ModuleType,
@@ -47,7 +50,7 @@ def take(env: gymnasium.Env[Any, Any]) -> bytes:
     chain = [_attributes(layer) for layer in _layers(env) if layer is not base or own is None]
     blobs: list[bytes] = []
     engine = {} if own is not None else _engine(base)
-    tree = json.dumps(_encode([own, chain, engine], blobs)).encode()
+    tree = to_json_text(_encode([own, chain, engine], blobs), "a snapshot").encode()
     return len(tree).to_bytes(4, "little") + tree + b"".join(blobs)
 
 
@@ -144,7 +147,8 @@ def _put_engine(base: Any, engine: dict[str, Any]) -> None:
 def _encode(value: Any, blobs: list[bytes]) -> Any:
     """A value as JSON; arrays and bytes go to `blobs`, one after the other."""
     if value is None or type(value) in (bool, int, float, str):
-        return value
+        finite = type(value) is not float or math.isfinite(value)
+        return value if finite else {"float": str(value)}  # environments may keep infinities, JSON may not
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufcSU":
         array = np.asarray(value)
         start = sum(map(len, blobs))
@@ -173,6 +177,8 @@ def _decode(value: Any, blobs: memoryview) -> Any:
             size = dtype.itemsize * int(np.prod(shape))
             array = np.frombuffer(blobs[start : start + size], dtype).reshape(shape).copy()
             result = array[()] if scalar else array
+        case {"float": text}:
+            result = float(text)
         case {"bytes": text}:
             result = base64.b64decode(text)
         case {"tuple": items}:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from ultra.analysts.answers import find_json
 from ultra.analysts.conversation import Conversation, NoAnswer, Question
 from ultra.analysts.llm.models import INSTALL, ModelName
 from ultra.analysts.llm.prices import price
-from ultra.analysts.schema import find_json
 from ultra.common.errors import LanguageModelError, UltraError
 from ultra.common.ledger import Ledger
 from ultra.config import LLMConfig
@@ -28,6 +28,9 @@ QUESTION = Question(
         "additionalProperties": False,
     },
 )
+
+
+SUM = 42
 
 
 def check(text: str, options: LLMConfig) -> Iterator[str]:
@@ -52,17 +55,19 @@ def check(text: str, options: LLMConfig) -> Iterator[str]:
             row = next(row for row in ledger.rows(f"check-{config.draw}") if row.id == reply.intent)
             return reply.text, elapsed, (row.input_tokens, row.output_tokens), row.cost
 
+    yield f"asking        {name}, at most {config.timeout:g} s for each try"
     try:
         answer, elapsed, usage, cost = asyncio.run(one())
     except NoAnswer as silence:
         raise LanguageModelError(f"llm:{name} was reached, but {silence}: try another --output-mode") from None
-    try:
-        good = find_json(answer).get("sum") == 42
-    except UltraError:
-        good = False
+    found = _found(answer)
     yield f"model         {name} answered in {elapsed:.1f} s"
-    works = "works" if good else f"does not work: the answer was {answer[:80]!r}; try --output-mode tool or prompted"
+    works = "works"
+    if found is None:
+        works = f"does not work: the answer was {answer[:80]!r}; try --output-mode tool or prompted"
     yield f"output mode   {config.output_mode} {works}"
+    if found is not None and found != SUM:
+        yield f"answer        wrong: {QUESTION.prompt} {SUM}, not {found}; advice of this model may be worth little"
     yield f"tokens        {usage[0]} in, {usage[1]} out" + ("" if any(usage) else " (the server does not count them)")
     if cost is None:
         yield "price         not known: give --llm.price-input and --llm.price-output, or rely on --llm-tokens"
@@ -70,3 +75,13 @@ def check(text: str, options: LLMConfig) -> Iterator[str]:
         thousand = price(name, config, 1_000_000, 0), price(name, config, 0, 1_000_000)
         known = [f"${value:g}" for value in thousand if value is not None]
         yield f"price         ${cost:.6f} for this request; {' and '.join(known)} for a million tokens in and out"
+
+
+def _found(answer: str) -> int | None:
+    """The sum that an answer gives in the format that was asked for; None if it does not keep to it."""
+    try:
+        content = find_json(answer, ["sum", "word"]).value
+    except UltraError:
+        return None
+    number = content.get("sum")
+    return number if isinstance(number, int) and isinstance(content.get("word"), str) else None

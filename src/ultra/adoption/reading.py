@@ -1,0 +1,108 @@
+"""How facts are read off observations: affine maps, fitted on some visited states and judged on others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ultra.common.errors import UltraError
+
+EXACT = 1e-4
+"""A fact is read correctly in a state if the reading is off by at most this share of the fact's deviation."""
+OFF = 0.005
+"""At most this share of the held-out states may be read wrongly: velocities, for instance, are clipped in a few."""
+PER_INPUT = 3
+"""States that are needed for each entry of the observation, both to fit and to judge."""
+_MOST = 20_000
+"""States that are fitted."""
+_REFITS = 4
+
+
+class ReadingError(UltraError):
+    """Facts that cannot be read off observations; the message says which, or what is missing."""
+
+
+def held_out(count: int, episodes: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+    """Which of some states (count,) are held out: those of every third episode, or every third state.
+
+    Args:
+        count: number of states.
+        episodes: (count,) the number of each state's episode; states of one episode stay together.
+    """
+    place = np.arange(count) if episodes is None else np.unique(episodes, return_inverse=True)[1]
+    return np.equal(place % 3, 2) if place.max(initial=0) > 1 else np.equal(place, 1)
+
+
+class Reading:
+    """Affine maps from inputs to facts.
+
+    Args:
+        inputs: (n, n_inputs) observations, as they are or normalised.
+        facts: (n, n_facts) of the same states.
+        names: of the facts.
+        episodes: (n,) the number of each state's episode; None if that is not known.
+
+    Attributes:
+        held_out: (n,) states that were not fitted.
+        readable: (n_facts,) facts whose reading is right in the states held out.
+        weights: (n_inputs, n_facts).
+        constants: (n_facts,).
+
+    Raises:
+        ReadingError: if there are too few states for that: with few, least squares fits noise as well.
+    """
+
+    def __init__(
+        self,
+        inputs: NDArray[np.float64],
+        facts: NDArray[np.float64],
+        names: Sequence[str],
+        episodes: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.names, self.held_out = tuple(names), held_out(len(inputs), episodes)
+        needed = PER_INPUT * (inputs.shape[1] + 1)
+        fitted, judged = int((~self.held_out).sum()), int(self.held_out.sum())
+        if min(fitted, judged) < needed:
+            apart = "" if episodes is None else " of other episodes"
+            raise ReadingError(
+                f"{fitted} visited states to fit and {judged}{apart} to judge by are too few to tell which facts can "
+                f"be read off {inputs.shape[1]} entries of an observation: at least {needed} each are needed"
+            )
+        design = np.column_stack([inputs, np.ones(len(inputs))])
+        rows = np.flatnonzero(~self.held_out)[:: max(1, fitted // _MOST)]
+        spread, size = facts[rows].std(axis=0), np.abs(facts[rows]).max(axis=0)
+        scale = np.maximum(np.nan_to_num(np.maximum(spread, 1e-6 * size)), 1e-9)
+        finite = np.isfinite(facts).all(axis=0)
+        found = np.zeros((design.shape[1], facts.shape[1]))
+        found[:, finite] = _fitted(design[rows], facts[rows][:, finite], scale[finite])
+        wrong = np.abs(design[self.held_out] @ found - facts[self.held_out]) > EXACT * scale
+        self.readable: NDArray[np.bool_] = finite & (wrong.mean(axis=0) <= OFF)
+        self.weights, self.constants = found[:-1], found[-1]
+
+    def form(self, weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+        """Weights of the inputs (n_inputs,) and a constant that make `facts @ weights`.
+
+        Raises:
+            ReadingError: if one of the facts cannot be read.
+        """
+        for column in np.flatnonzero(weights).tolist():
+            if not self.readable[column]:
+                raise ReadingError(f"fact {self.names[column]!r} cannot be read off the observation")
+        return self.weights @ weights, float(self.constants @ weights)
+
+
+def _fitted(design: NDArray[np.float64], facts: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Least squares; then, fact by fact, without the few states that stand out, such as those with clipped entries."""
+    found = np.asarray(np.linalg.lstsq(design, facts, rcond=None)[0], np.float64)
+    for column in range(facts.shape[1]):
+        for _ in range(_REFITS):
+            off = np.abs(design @ found[:, column] - facts[:, column])
+            if off.max() <= EXACT * scale[column]:
+                break
+            rows = off <= max(10 * float(np.median(off)), EXACT * scale[column])
+            if rows.all() or rows.mean() < 1 - 10 * OFF:
+                break
+            found[:, column] = np.linalg.lstsq(design[rows], facts[rows, column], rcond=None)[0]
+    return found
