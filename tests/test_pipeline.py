@@ -155,8 +155,8 @@ def test_a_method_refines_from_end_to_end(base: RefineConfig, method: Method, an
     assert 0 < budget["collect"] <= 0.1 * config.steps
     assert 0 < budget["verify"] <= 0.2 * config.steps
     advice = load_advice(tmp_path / "run" / "round-1" / "verified.jsonl")
-    assert audit["advices"] == len(advice) > 0
-    assert audit["advices"] == sum(audit[verdict] for verdict in ("helps", "harms", "unclear", "untried"))
+    assert audit["suggestions"] == len(advice) > 0
+    assert audit["suggestions"] == sum(audit[verdict] for verdict in ("helps", "harms", "unclear", "untried"))
     assert audit["verification_steps"] <= budget["verify"]
     assert {item.source for item in advice} == {analyst}
     if analyst == "random":
@@ -239,7 +239,7 @@ def test_advice_may_be_trusted_blindly(tmp_path: Path) -> None:
     result = api.refine(config, tmp_path / "run")
     check_result(config, result, tmp_path / "run")
     assert result["budget"]["verify"] == 0
-    assert result["audit"]["untried"] == result["audit"]["advices"] == 3
+    assert result["audit"]["untried"] == result["audit"]["suggestions"] == 3
 
 
 def test_an_analyst_who_finds_nothing_to_advise_leaves_plain_training(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_an_analyst_who_finds_nothing_to_advise_leaves_plain_training(tmp_path: 
     config = replace(HOPPER, analyse=replace(HOPPER.analyse, share=0.001))
     result = api.refine(config, tmp_path / "run")
     check_result(config, result, tmp_path / "run")
-    assert result["audit"]["advices"] == 0
+    assert result["audit"]["suggestions"] == 0
 
 
 def test_replayed_steps_are_paid_before_training_is_planned(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_second_round_goes_on_from_the_first_ones_policy(tmp_path: Path) -> No
     assert 800 - config.ppo.samples < done["round-1/finetune"]["used"] <= 800
     assert 1600 - config.ppo.samples < done["round-2/finetune"]["used"] <= 1600
     advice = [load_advice(path / f"round-{number}" / "verified.jsonl") for number in (1, 2)]
-    assert result["audit"]["advices"] == len(advice[0]) + len(advice[1])
+    assert result["audit"]["suggestions"] == len(advice[0]) + len(advice[1])
     assert advice[0] != advice[1]
     assert same(load_policy(path / "round-2" / "policy"), load_policy(path / "policy" / "last"))
     assert not same(load_policy(path / "round-1" / "policy"), load_policy(path / "policy" / "last"))

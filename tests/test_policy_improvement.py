@@ -123,7 +123,7 @@ def cases() -> list[Case]:
 
 
 def test_verdicts_agree_with_the_true_advantage(cases: list[Case]) -> None:
-    """Of 1,000 advices, the wrong verdicts on either side are at most the stated share."""
+    """Of 1,000 suggestions, the wrong verdicts on either side are at most the stated share."""
     truths, verdicts = [], []
     for process, chances, states, plans, found in cases:
         values = process.values(chances)

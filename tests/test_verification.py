@@ -36,6 +36,7 @@ from ultra.verification.verdicts import (
     interim_analyses,
     interval,
     predictive_probability,
+    suggestions_of,
     verdict_of,
     verify,
 )
@@ -443,3 +444,8 @@ def test_the_audit_counts_verdicts_and_their_cost() -> None:
     }
     assert audit([])["mean_advantage"] is None
     assert audit(advice[1:2])["steps_per_helpful"] is None
+
+
+def test_audits_of_earlier_versions_are_read() -> None:
+    assert suggestions_of(audit([])) == 0
+    assert suggestions_of({"advices": 3, "helps": 1}) == 3

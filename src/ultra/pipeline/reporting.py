@@ -14,6 +14,7 @@ from ultra.common.files import check_finite, to_json_text, write_atomically, wri
 from ultra.pipeline.run import Run, read_curve
 from ultra.pipeline.usage import describe_usage
 from ultra.simulation.budget import PURPOSES, steps_for
+from ultra.verification.verdicts import suggestions_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -221,12 +222,12 @@ def _score(value: float | None) -> str:
 
 
 def audit_table(audit: dict[str, Any], analyst: str) -> str:
-    """How good an adviser was, as a table in Markdown: its advice, its rules, and random plans at the same states."""
+    """How good an analyst's suggestions were, in Markdown: advice, rules, and random plans at the same states."""
     header = ["", "helps", "harms", "unclear", "not tried", "mean advantage [95%]", "steps", "steps per helpful one"]
     parts = {analyst: audit, f"rules of {analyst}": audit["rules"], "random plans there": audit["random_control"]}
     rows = []
     for name, part in parts.items():
-        if part is None or not part["advices"]:
+        if part is None or not suggestions_of(part):
             continue
         counts = [str(part[key]) for key in ("helps", "harms", "unclear", "untried")]
         mean = "-"

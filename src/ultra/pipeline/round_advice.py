@@ -87,7 +87,7 @@ class RoundAdvice:
         save_advice(advice, folder / "verified.jsonl")
         save_rules(rules, folder / "verified-rules.jsonl")
         write_json(folder / "control.json", [asdict(found) for found in control])
-        for found, name in ((audit(advice), "advices"), (audit(rules), "rules")):
+        for found, name in ((audit(advice), "pieces of advice"), (audit(rules), "rules")):
             if found["tried"] or found["untried"]:
                 say(
                     f"          {found['tried'] + found['untried']} {name}: {found['helps']} help, "
@@ -220,7 +220,7 @@ class RoundAdvice:
             sum(trusted(item, config.guidance.trust) for item in items) for items in (advice, [r for r, _ in rules])
         ]
         say(
-            f"guide     {kept[0]} of {len(book)} advices, matching radius {radius:.2f} in standardised facts; "
+            f"guide     {kept[0]} of {len(book)} pieces of advice, matching radius {radius:.2f} in standardised facts; "
             f"{kept[1]} of {len(rules)} rules"
         )
         guidance = UltraGuidance(
