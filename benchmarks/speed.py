@@ -200,7 +200,7 @@ def guidance_over(
 
 
 def guided(task: str, away: float) -> Measured:
-    """Our whole loop with our defaults, 1,000 advices and 10 rules; states are critical unless advice is far away."""
+    """Our whole loop with our defaults, 1,000 pieces of advice and 10 rules; all states are critical or none is."""
     visited = visited_facts(task)
     return loop(task, 60_000, {}, lambda environments: guidance_over(task, visited, 1000, 10, environments, away))
 
@@ -296,7 +296,7 @@ def verifying(task: str) -> tuple[Any, Callable[[], int]]:
     from ultra.config import VerifyConfig
     from ultra.pipeline.refinement import BRANCHES_TOGETHER
     from ultra.simulation.budget import StepBudget
-    from ultra.simulation.paired import PairedEvaluator, Candidate
+    from ultra.simulation.paired import Candidate, PairedEvaluator
     from ultra.verification.verdicts import verify
 
     found, policy, rng = known(task), fresh_policy(task), np.random.default_rng(0)
@@ -309,7 +309,8 @@ def verifying(task: str) -> tuple[Any, Callable[[], int]]:
 
     def once() -> int:
         budget = StepBudget(10**9)
-        verify(proposals, PairedEvaluator(batch, policy, 0.99, 64, budget, "verify", 10**9, rng), VerifyConfig(branches=8))
+        evaluator = PairedEvaluator(batch, policy, 0.99, 64, budget, "verify", 10**9, rng)
+        verify(proposals, evaluator, VerifyConfig(branches=8))
         return budget.used
 
     return batch, once

@@ -41,7 +41,7 @@ def mean_interval(sample: Sequence[float], confidence: float = 0.95) -> Estimate
     """Mean of a sample with its Student-t interval.
 
     Raises:
-        UltraError: for fewer than two values, of which no interval can be had.
+        UltraError: for fewer than two values.
     """
     values = np.asarray(sample, dtype=np.float64)
     if len(values) < 2:
@@ -245,7 +245,7 @@ ENOUGH_RUNS = 5
 
 
 def interval_remark(runs: int) -> str:
-    """What to say about 95% bootstrap intervals of so many runs for each task; empty if they can be relied on.
+    """A caveat about 95% bootstrap intervals from this number of runs for each task; empty if they are reliable.
 
     The figures are those of the simulation in the tests (interquartile mean, one task, normal scores).
     """

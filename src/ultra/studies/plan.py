@@ -1,4 +1,4 @@
-"""What a study file says, validated before anything runs, and the runs that follow from it."""
+"""Study files, validated before anything runs, and the runs that follow from them."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Job:
         name: of its directory.
         path: the run directory.
         log: what the run prints; whoever holds this file's lock holds the run.
-        config: what to do: train a starting policy, or refine one.
+        config: settings of training a starting policy, or of refining one.
     """
 
     name: str

@@ -109,11 +109,11 @@ def _task_row(line: Line, main: bool) -> list[str]:
 
 
 def _spending(summary: Summary) -> Table:
-    """What each contender used, over all its runs, and what verification found of its advice."""
+    """What each contender used, over all its runs, and the verdicts on its suggestions."""
     header = ["method", "runs", "steps", "of them training", "core hours"]
     asked = any(run.result.get("llm", {}).get("tokens") for run in summary.finished)
     header += ["LLM tokens", "LLM cost"] if asked else []
-    header += ["advice under verification"]
+    header += ["suggestions under verification"]
     rows = []
     for contender in summary.study.contenders:
         runs = [run for run in summary.finished if run.contender == contender.name]
@@ -145,7 +145,7 @@ def _audit(runs: Sequence[Finished]) -> str:
 
 
 def notes(summary: Summary) -> list[str]:
-    """What a reader must know: how scores are normalised, what intervals mean, what made the runs."""
+    """Notes above the tables: claims, caveats, how scores are normalised, what intervals mean, versions."""
     first = summary.finished[0].result
     made = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
     numbers = {run.task: run.result["return"]["last"]["episodes"] for run in summary.finished}

@@ -52,13 +52,13 @@ class Finished:
 
 @dataclass(frozen=True)
 class TaskScale:
-    """What returns of a task are measured by.
+    """Scale of normalised scores on a task.
 
     Attributes:
         task: its name in the study.
         start: mean return of the starting policy over all seeds.
         reference: the return that counts as a score of 1.
-        source: where the reference is from.
+        source: of the reference.
     """
 
     task: str
@@ -104,7 +104,7 @@ class Summary:
     """All figures of a study.
 
     Attributes:
-        study: what was to be done.
+        study: the plan.
         finished: runs that are done, in the study's order.
         missing: runs that are not, with the error of those that failed.
         scales: of each task that has a finished run.
@@ -112,7 +112,7 @@ class Summary:
         together: tasks that are scored together.
         overall: lines over these tasks, in normalised scores.
         claims: the study's main comparison, if it has one, and each contender against the baseline.
-        remarks: what to know before reading the figures.
+        remarks: caveats, shown before the figures.
     """
 
     study: Study
