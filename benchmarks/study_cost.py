@@ -82,7 +82,7 @@ def measure(task: str, folder: Path) -> dict[str, float]:
     rows, seconds, length = [], [], 0.0
     for method, budget, episodes in runs:
         used, spent = run_once(task, policy, method, budget, episodes)
-        simulated = spent["collect"] + spent["analyse"] + spent["verify"] + spent["audit"]
+        simulated = sum(spent[name] for name in ("collect", "analyse", "verify", "choose", "audit"))
         rows.append([1, spent["train"], simulated, spent["evaluation"]])
         seconds.append(used)
         if episodes == many:

@@ -265,7 +265,7 @@ def test_images_are_refined_like_anything_else(method: Method, analyst: str, tmp
     assert result["budget"]["train"] > 0
     if method == "ultra-ra":
         assert result["budget"]["verify"] > 0
-        assert result["audit"]["advices"] == 2
+        assert result["audit"]["suggestions"] == 2
     last = load_policy(tmp_path / "run" / "policy" / "last")
     start = load_policy(tmp_path / "policy")
     assert (flatten(last.params)["features.0.w"] != flatten(start.params)["features.0.w"]).any()

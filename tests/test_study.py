@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from scipy import stats
 
 from ultra import study
 from ultra.api import refine, report
@@ -33,8 +34,8 @@ from ultra.policies.io import load_policy
 from ultra.policies.policy import flatten
 from ultra.studies.figures import draw_profiles, draw_task_curves
 from ultra.studies.plan import Job, Study, load_study, read_study, slug
-from ultra.studies.report import notes
-from ultra.studies.runner import prepare
+from ultra.studies.report import notes, tables
+from ultra.studies.runner import plain, prepare
 from ultra.studies.summary import summarize
 from ultra.studies.work import work
 from ultra.tasks import known_tasks
@@ -506,6 +507,51 @@ def test_a_stopped_study_scores_together_what_was_compared(tmp_path: Path) -> No
     assert "hopper: 3 seeds are too few" in remarks
     assert "reacher: One seed has no interval" in remarks
     assert "over 3 (hopper), 2 (pong), 2 (reacher) episodes" in " ".join(notes(found))
+
+
+def test_claims_are_adjusted_for_the_number_of_tasks(tmp_path: Path) -> None:
+    """On one task of two p is 0.04: twice that is no claim. Only the planned comparison is the main one."""
+    tasks = {name: {"reference": 20} for name in ("hopper", "pong")}
+    methods = ["ppo", "jsrl", "random"]
+    study = read_study({"tasks": tasks, "methods": methods, "main": {"method": "jsrl"}, "seeds": [0, 1, 2]}, "s")
+    assert read_study(plain(study), "s") == study
+    scores = {
+        ("hopper", "ppo"): [10.0, 11.0, 12.0], ("hopper", "jsrl"): [12.5, 13.5, 14.5],
+        ("hopper", "random"): [20.0, 21.0, 22.0], ("pong", "ppo"): [10.0, 11.0, 12.0],
+        ("pong", "jsrl"): [11.0, 12.0, 10.0],
+    }  # fmt: skip
+    finished_runs(study, tmp_path, scores)
+    found = summarize(study, tmp_path)
+    main, exploratory = found.claims
+    alone = stats.ttest_ind([12.5, 13.5, 14.5], [10, 11, 12], equal_var=False).pvalue
+    assert 0.02 < alone < 0.05
+    assert main.tests["hopper"].difference.p_value == pytest.approx(alone)
+    assert main.tests["hopper"].adjusted == pytest.approx(2 * alone)
+    assert str(main).startswith(
+        "Main comparison: jsrl against ppo over 2 tasks: better on none and worse on none, Holm-adjusted at 5%. "
+        "Mean difference of normalised scores +0.25 ["
+    )
+    assert str(exploratory).startswith(
+        "Exploratory: random against ppo over 2 tasks: better on hopper (p < 0.001) and worse on none, Holm-adjusted "
+        "at 5%; 1 not tested for want of seeds"
+    )
+    _, header, rows = next(table for table in tables(found) if table[0] == "hopper")
+    column = header.index("better than ppo, Holm-adjusted over the tasks")
+    assert [row[column] for row in rows] == ["", f"not shown, p = {2 * alone:.3f}", "better, p < 0.001, exploratory"]
+    assert str(main) in notes(found)
+
+
+@pytest.mark.parametrize(
+    ("main", "message"),
+    [
+        ({"method": "jslr"}, "main.method 'jslr' is not in the study: did you mean 'jsrl'?"),
+        ({"method": "jsrl", "against": "pop"}, "main.against 'pop' is not in the study"),
+        ({"method": "ppo"}, "main compares 'ppo' with itself"),
+    ],
+)
+def test_a_main_comparison_must_be_in_the_study(main: dict[str, str], message: str) -> None:
+    with pytest.raises(UltraError, match=re.escape(message)):
+        read_study({"tasks": ["hopper"], "methods": ["ppo", "jsrl"], "main": main}, "s")
 
 
 @pytest.mark.parametrize("contenders", [3, 9])
