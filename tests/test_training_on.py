@@ -193,7 +193,7 @@ def test_ppo_learns_on_the_networks_own_actions_and_the_programs_are_executed() 
 
 @pytest.mark.parametrize("interrupted", [1, 2])
 def test_a_training_that_is_held_resumes_to_the_same_policy(interrupted: int, tmp_path: Path) -> None:
-    options = {"keep": HELD, "underneath": swing(get_task("hopper"))}
+    options: dict[str, Any] = {"keep": HELD, "underneath": swing(get_task("hopper"))}
     whole = run("hopper", **options)
 
     def interrupt(iteration: Iteration) -> None:
