@@ -101,6 +101,31 @@ class LateConfig:
 
 
 @dataclass(frozen=True)
+class AnchorConfig:
+    """Training on from an improved policy is held to it, so that what was found is not forgotten."""
+
+    critic_rollouts: int = 4
+    """Rollouts in which only the critic is fitted, before the actor moves."""
+    noise: float = 0.2
+    """Most exploration noise at the start: its standard deviation as a share of half an action's range."""
+    weight: float = 1.0
+    """Weight of the Kullback-Leibler divergence from the policy with which training began; 0 leaves it out."""
+    floor: float = 0.1
+    """Share of that weight which stays to the end."""
+    anneal_until: float = 1.0
+    """Share of training over which the weight falls to its floor, linearly."""
+    direction: Literal["reference", "policy"] = "reference"
+    """From which distribution the divergence is taken: KL(reference || policy) or KL(policy || reference)."""
+
+    def __post_init__(self) -> None:
+        _check(self.critic_rollouts >= 0, "keep.critic_rollouts", self.critic_rollouts, "at least 0")
+        _check(self.noise > 0, "keep.noise", self.noise, "positive")
+        _check(self.weight >= 0, "keep.weight", self.weight, "at least 0")
+        _check(0 <= self.floor <= 1, "keep.floor", self.floor, "between 0 and 1")
+        _check(0 < self.anneal_until <= 1, "keep.anneal_until", self.anneal_until, "in (0, 1]")
+
+
+@dataclass(frozen=True)
 class AnalyseConfig:
     """Stage 2: critical states and advice."""
 
@@ -404,6 +429,7 @@ class RefineConfig:
     analyse: AnalyseConfig = field(default_factory=AnalyseConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)
     late: LateConfig = field(default_factory=LateConfig)
+    keep: AnchorConfig = field(default_factory=AnchorConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     programs: ProgramsConfig = field(default_factory=ProgramsConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
