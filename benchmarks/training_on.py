@@ -21,7 +21,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from cmaes import CMA  # type: ignore[import-untyped]
+from cmaes import CMA
 from numpy.typing import NDArray
 
 from ultra.common.files import write_json
@@ -163,7 +163,7 @@ def trained_on(task: Task, seed: int, folder: Path, name: str) -> dict[str, Any]
     late = LatePolicies(folder / name, LATE, 1.0)
     last = train(
         task, begin, PPOConfig(learning_rate=setting.learning_rate), STEPS, stream(seed, "training on", "ppo"),
-        keep=setting.keep, late=late, underneath=underneath(task, numbers) if setting.residual else None, workers=1,
+        keep=setting.keep, late=late, underneath=(underneath(task, numbers),) if setting.residual else None, workers=1,
     )  # fmt: skip
     # The program is affine in the network's actions: with it in the last layer, the policy does the same by itself.
     whole = (

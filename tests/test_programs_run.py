@@ -130,9 +130,7 @@ def test_the_refined_policy_is_as_good_as_was_said_wherever_it_is_used(
     assert json.loads(capsys.readouterr().out)["mean"] > 150
 
 
-def test_programs_that_stay_programs_are_saved_refined_and_collected_with(
-    config: RefineConfig, tmp_path: Path
-) -> None:
+def test_programs_that_stay_programs_are_saved_refined_and_collected_with(config: RefineConfig, tmp_path: Path) -> None:
     kept = replace(config, programs=replace(config.programs, adopt="program"), steps=16_000)
     result = api.refine(kept, tmp_path / "first")
     assert result["adopted"]["how"] == "program"

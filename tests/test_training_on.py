@@ -42,7 +42,9 @@ def run(name: str, steps: int = 3 * TINY.samples, **options: Any) -> Policy:
 
 def rollout_of(name: str, policy: Policy, underneath: Controller | None = None) -> Rollout:
     batch = get_task(name).make_batch(4, 1)
-    environments = Environments(batch, NoGuidance(), np.random.default_rng(2), underneath)
+    environments = Environments(
+        batch, NoGuidance(), np.random.default_rng(2), () if underneath is None else (underneath,)
+    )
     environments.begin()
     rollout = environments.rollout(policy, TINY.rollout_steps, TINY.gamma)
     batch.close()
@@ -193,7 +195,7 @@ def test_ppo_learns_on_the_networks_own_actions_and_the_programs_are_executed() 
 
 @pytest.mark.parametrize("interrupted", [1, 2])
 def test_a_training_that_is_held_resumes_to_the_same_policy(interrupted: int, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"keep": HELD, "underneath": swing(get_task("hopper"))}
+    options: dict[str, Any] = {"keep": HELD, "underneath": (swing(get_task("hopper")),)}
     whole = run("hopper", **options)
 
     def interrupt(iteration: Iteration) -> None:

@@ -78,9 +78,7 @@ def _programs_parts(config: RefineConfig, steps: int, time_limit: int) -> dict[s
     return {"prove": prove, "race": steps - prove}
 
 
-def _training_round(
-    config: RefineConfig, number: int, steps: int, end: int, share: float, time_limit: int
-) -> Round:
+def _training_round(config: RefineConfig, number: int, steps: int, end: int, share: float, time_limit: int) -> Round:
     stages = STAGES[config.method]
     points = "advise" in stages
     parts: dict[str, int] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,14 +91,14 @@ class Environments:
         batch: what steps.
         guidance: modulates training.
         rng: source of seeds and of the policy's noise.
-        underneath: a program that is part of the environment to the network (residual policy learning, Silver et
-            al., arXiv 1812.06298): PPO learns on the network's own actions, and what the program makes of them is
-            executed. Guidance acts after it. Where guidance replaces an action, the network's own is kept in the
+        underneath: programs that are part of the environment to the network (residual policy learning, Silver et
+            al., arXiv 1812.06298): PPO learns on the network's own actions, and what the programs make of them is
+            executed. Guidance acts after them. Where guidance replaces an action, the network's own is kept in the
             rollout, and there is nothing to imitate: what the network would have to do for it is not known.
     """
 
     def __init__(
-        self, batch: Batch, guidance: Guidance, rng: np.random.Generator, underneath: Controller | None = None
+        self, batch: Batch, guidance: Guidance, rng: np.random.Generator, underneath: Sequence[Controller] = ()
     ) -> None:
         self.batch = batch
         self.guidance = guidance
@@ -105,14 +106,13 @@ class Environments:
         self.episodes = Episodes.none(batch.size)
         self.observations: Observations = np.zeros((batch.size, 0), np.float32)
         self.facts: Facts | None = None
-        self.underneath: Executor | None = None
-        if underneath is not None:
-            self.underneath = Executor([underneath.program], underneath.program.space, batch.size)
-            self.underneath.assign(slice(None), 0, underneath.settings)
+        self.underneath = [Executor([item.program], item.program.space, batch.size) for item in underneath]
+        for executor, controller in zip(self.underneath, underneath, strict=True):
+            executor.assign(slice(None), 0, controller.settings)
 
     def _look(self) -> None:
         """Compute facts, but only where something looks at them."""
-        if self.guidance.needs_facts or self.underneath is not None:
+        if self.guidance.needs_facts or self.underneath:
             self.facts = self.batch.facts()
 
     def begin(self) -> None:
@@ -136,8 +136,8 @@ class Environments:
     def _move_to_snapshots(self, indices: NDArray[np.intp]) -> None:
         """Let guidance move some of the starting episodes to its own start states."""
         self.episodes.ordinary[indices] = True
-        if self.underneath is not None:
-            self.underneath.begin(indices)
+        for executor in self.underneath:
+            executor.begin(indices)
         starts = self.guidance.start(indices)
         moved = [(i, start) for i, start in zip(indices, starts, strict=True) if start is not None]
         if moved:
@@ -159,10 +159,10 @@ class Environments:
         for t in range(steps):
             observations = self.observations
             actions, log_probs, values = policy.decide(observations, noise[t])
-            change = self.guidance.act(observations, self.facts, self._on_top_of_program(actions))
+            change = self.guidance.act(observations, self.facts, self._controlled(actions))
             executed = space.clip(change.actions)
             replaced, weights = change.replaced, change.weights
-            if self.underneath is not None:
+            if self.underneath:
                 weights = np.zeros_like(weights)
             elif replaced.any():
                 actions = np.where(_like(replaced, actions), executed, actions)
@@ -197,12 +197,12 @@ class Environments:
             arrays["log_probs"] = _log_probs(policy, arrays)
         return Rollout(**arrays, next_values=self._next_values(policy, arrays, cut_off))
 
-    def _on_top_of_program(self, actions: Actions) -> Actions:
-        """What the program underneath makes of the network's actions; the same where there is none."""
-        if self.underneath is None:
-            return actions
-        assert self.facts is not None
-        return self.underneath.act(self.facts, actions)[0]
+    def _controlled(self, actions: Actions) -> Actions:
+        """What the programs underneath make of the network's actions."""
+        for executor in self.underneath:
+            assert self.facts is not None
+            actions, _ = executor.act(self.facts, actions)
+        return actions
 
     def _next_values(
         self,

@@ -7,7 +7,7 @@ the hooks through which a method guides training.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -288,7 +288,7 @@ def train(
     checkpoint: Path | None = None,
     late: LatePolicies | None = None,
     keep: AnchorConfig | None = None,
-    underneath: Controller | None = None,
+    underneath: Sequence[Controller] | None = None,
     workers: int = 0,
 ) -> Policy:
     """Train a policy with PPO.
@@ -308,7 +308,7 @@ def train(
         checkpoint: file from which to resume if it exists, and to write.
         late: keeps some of the last policies.
         keep: holds training to the policy where it starts; None lets it go where it will.
-        underneath: a program that turns the network's actions into what is executed.
+        underneath: programs that turn the network's actions into what is executed; by default the policy's own.
         workers: cores for stepping; 0 uses all.
 
     Returns:
@@ -335,7 +335,7 @@ def train(
     file = CheckpointFile(checkpoint)
     batch = task.make_batch(config.environments, workers or None)
     try:
-        environments = Environments(batch, guidance, rng, underneath)
+        environments = Environments(batch, guidance, rng, policy.controllers if underneath is None else underneath)
         if file.resume(learner, environments):
             budget.charge("train", learner.steps)
         else:
