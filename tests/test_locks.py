@@ -26,7 +26,7 @@ SMALL = [
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Gate:
-    return Gate(tmp_path / "gate", 300)
+    return Gate(tmp_path / "gate", tmp_path / "run")
 
 
 def command(gate: Gate, out: Path) -> list[str]:

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from tests.gated import HANGS, Gate
+from tests.gated import TASK as GATED
 
 from ultra import study
 from ultra.api import refine, report
@@ -30,7 +31,7 @@ from ultra.permits import Permits, hold_directory, make_permits
 from ultra.policy import flatten
 from ultra.policy_files import load_policy
 from ultra.records import record_from
-from ultra.run import Run
+from ultra.run import Run, read_curve
 from ultra.studies.figures import draw_profiles, draw_task_curves
 from ultra.studies.plan import Job, Study, load_study, read_study, slug
 from ultra.studies.report import notes
@@ -41,7 +42,6 @@ from ultra.tasks import known_tasks
 
 PPO = {"environments": 4, "rollout_steps": 64, "minibatch": 64}
 SETTINGS = {"steps": 1500, "collect": {"episodes": 2}, "evaluate": {"episodes": 3}, "ppo": PPO}
-LONG = SETTINGS | {"steps": 60_000}
 
 
 def content(policy: Path, **changes: Any) -> dict[str, Any]:
@@ -65,28 +65,6 @@ def begin(file: Path, out: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", "from ultra.cli import main; main()"]
     command += ["study", str(file), "--out", str(out), "--quiet", "--jobs", "1", *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def await_text(path: Path, text: str, process: subprocess.Popen[str], seconds: float = 90) -> None:
-    until = time.time() + seconds
-    while not path.exists() or text not in path.read_text():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.time() < until, f"{path} did not come to say {text!r}"
-        time.sleep(0.05)
-
-
-def children(pid: int) -> list[int]:
-    found = subprocess.run(["ps", "-A", "-o", "pid=", "-o", "ppid="], capture_output=True, text=True, check=True)
-    pairs = [line.split() for line in found.stdout.splitlines()]
-    return [int(child) for child, parent in pairs if int(parent) == pid]
-
-
-def command_of(pid: int) -> str:
-    """The command line of a process; empty once it has ended."""
-    found = subprocess.run(
-        ["ps", "-ww", "-o", "stat=", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
-    )
-    return "" if found.stdout.startswith("Z") else found.stdout.strip()
 
 
 # Records from plain values
@@ -263,14 +241,20 @@ def test_a_failed_run_is_tried_again(policy: Path, tmp_path: Path) -> None:
     assert not (run_directory / "error.txt").exists()
 
 
+def gated(policy: Path, gate: Gate) -> dict[str, Any]:
+    """A study of one run that waits at a gate."""
+    value = content(policy, seeds=[0], settings=SETTINGS | {"env": gate.settings})
+    return value | {"tasks": {GATED: value["tasks"]["CartPole-v1"]}}
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The result of a longer run, made in one go in this process."""
+    """The result of the same run, made in one go in this process."""
     path = tmp_path_factory.mktemp("uninterrupted")
-    config = record_from(
-        RefineConfig, {"task": "CartPole-v1", "policy": str(policy), "method": "ppo", "workers": 1} | LONG
-    )
-    loaded: dict[str, Any] = json.loads(json.dumps(refine(config, path / "run")))
+    gate = Gate(path / "gate", path / "run")
+    gate.open()
+    given = {"task": GATED, "policy": str(policy), "method": "ppo", "workers": 1, "env": gate.settings}
+    loaded: dict[str, Any] = json.loads(json.dumps(refine(record_from(RefineConfig, given | SETTINGS), path / "run")))
     return loaded
 
 
@@ -279,23 +263,22 @@ def test_an_interrupted_study_goes_on_to_the_same_results(
     policy: Path, tmp_path: Path, number: int, uninterrupted: dict[str, Any]
 ) -> None:
     """Ctrl-C ends the runs; when the study is killed outright, they end by themselves."""
-    file, out = write(tmp_path / "s.yaml", content(policy, seeds=[0], settings=LONG)), tmp_path / "out"
-    run_directory = out / "runs" / "CartPole_v1-ppo-0"
+    out = tmp_path / "out"
+    run_directory = out / "runs" / "Gated_v0-ppo-0"
+    gate = Gate(tmp_path / "gate", run_directory)
+    file = write(tmp_path / "s.yaml", gated(policy, gate))
     process = begin(file, out)
-    await_text(run_directory / "progress.json", "return", process)
-    own = [pid for pid in children(process.pid) if "spawn_main" in command_of(pid)]
-    assert len(own) == 1, [command_of(pid) for pid in children(process.pid)]
+    (own,) = gate.wait_for(1, process)
     os.kill(process.pid, number)
-    status = process.wait(timeout=30)
-    assert status == (130 if number == signal.SIGINT else -signal.SIGKILL)
-    until = time.time() + 20
-    while command_of(own[0]):
-        assert time.time() < until, "the run outlives its study"
-        time.sleep(0.1)
-    assert (run_directory / "round-1" / "checkpoint.npz").exists()
-    assert not (run_directory / "result.json").exists()
+    assert process.wait(HANGS) == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    with hold_directory(run_directory, patience=HANGS):  # free when the run's process has ended
+        assert not (run_directory / "result.json").exists()
+        assert (run_directory / "round-1" / "checkpoint.npz").exists()
+        assert len(read_curve(run_directory / "curve.csv")) == 2
+    gate.open()
     assert study(file, out, jobs=1).done == 1
-    assert result(out, "CartPole_v1-ppo-0") == uninterrupted
+    assert gate.waiting() == {own}
+    assert result(out, "Gated_v0-ppo-0") == uninterrupted
 
 
 def test_a_study_that_changed_its_runs_needs_another_directory(policy: Path, tmp_path: Path) -> None:
