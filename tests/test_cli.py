@@ -264,6 +264,7 @@ def rows(curve: Path) -> list[int]:
     return [int(line.split(",")[0]) for line in curve.read_text().splitlines()[1:]]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_the_same_command_continues(tmp_path: Path) -> None:
     out, gate = tmp_path / "run", Gate(tmp_path / "gate", tmp_path / "run")
     command = [
@@ -284,6 +285,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_continues(tmp_path: Path) -> 
     assert json.loads((out / "result.json").read_text())["budget"]["train"] == 1280
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_what_was_saved_stays(tmp_path: Path) -> None:
     """A file may grow to 20 kB only: the episodes do not fit any more."""
     out = tmp_path / "run"

@@ -66,6 +66,7 @@ def actions(policy: Policy, seen: NDArray[np.float32]) -> NDArray[Any]:
     return policy.decide(seen, np.zeros((len(seen), policy.architecture.action_space.size), np.float32)).actions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("hidden", [(16, 16), (8, 12, 16)])
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ sys.exit(run(["identify", sys.argv[1]]) or run(["advise", sys.argv[1]]))
 """
 
 
+@pytest.mark.slow
 def test_a_person_answers_through_files(collected: Path, tmp_path: Path) -> None:
     box = tmp_path / "box"
     run = copy_run(collected, tmp_path / "a", f"mailbox:{box}")

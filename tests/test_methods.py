@@ -164,6 +164,7 @@ def test_above_zero_they_are_not() -> None:
         assert not same(trained("hopper", kind, **options), plain("hopper"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options"),
     [("jsrl", {}), ("jsrl", {"horizon": "random"}), ("rice", {}), ("rice", {"probability": 1.0, "bonus": 0.0})],

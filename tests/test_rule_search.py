@@ -30,6 +30,8 @@ from ultra.tasks import Task, get_task, shipped
 from ultra.tasks.batch import Batch
 from ultra.trajectories import Trajectory
 
+pytestmark = pytest.mark.slow
+
 CONFIG = RefineConfig(
     task="short-hopper",
     policy=str(Path(ultra.__file__).parent / "policies" / "hopper"),

@@ -199,6 +199,7 @@ def test_names_become_directories() -> None:
 # Running
 
 
+@pytest.mark.slow
 def test_a_study_runs_fails_in_part_and_goes_on(
     policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,6 +229,7 @@ def test_a_study_runs_fails_in_part_and_goes_on(
     assert (out / "runs" / "CartPole_v1-ppo-0" / "result.json").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_tried_again(policy: Path, tmp_path: Path) -> None:
     file, out = write(tmp_path / "s.yaml", content(policy, seeds=[0])), tmp_path / "out"
     run_directory = out / "runs" / "CartPole_v1-ppo-0"
@@ -258,6 +260,7 @@ def uninterrupted(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     return loaded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_study_goes_on_to_the_same_results(
     policy: Path, tmp_path: Path, number: int, uninterrupted: dict[str, Any]
@@ -281,6 +284,7 @@ def test_an_interrupted_study_goes_on_to_the_same_results(
     assert result(out, "Gated_v0-ppo-0") == uninterrupted
 
 
+@pytest.mark.slow
 def test_a_study_that_changed_its_runs_needs_another_directory(policy: Path, tmp_path: Path) -> None:
     file, out = (
         write(tmp_path / "s.yaml", content(policy, seeds=[0], methods=["none"], baseline="none")),
@@ -300,6 +304,7 @@ def test_a_study_that_changed_its_runs_needs_another_directory(policy: Path, tmp
         study(file, tmp_path / "else")
 
 
+@pytest.mark.slow
 def test_a_study_that_was_moved_goes_on(policy: Path, tmp_path: Path) -> None:
     """Nothing is done again, and what was missing is done where the study is now."""
     file, out, moved = tmp_path / "s.yaml", tmp_path / "out", tmp_path / "elsewhere" / "moved"
@@ -325,6 +330,7 @@ def test_a_run_that_was_moved_with_its_policy_goes_on_but_not_with_another(polic
         Run.start(tmp_path / "b" / "run", "refine", config)
 
 
+@pytest.mark.slow
 def test_a_study_starts_from_a_zip_of_stable_baselines3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("stable_baselines3")
     from stable_baselines3 import PPO
@@ -410,6 +416,7 @@ def test_the_live_table_shows_what_is_done_failed_and_under_way(policy: Path, tm
 # Starting policies, and the report
 
 
+@pytest.mark.slow
 def test_a_study_trains_its_starting_policies_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task = {"train": {"steps": 1000, "ppo": PPO}, "reference": 500}
     value = content(tmp_path, tasks={"<b>Cart</b>": {"task": "CartPole-v1", **task}})
@@ -437,6 +444,7 @@ def test_a_study_trains_its_starting_policies_and_reports(tmp_path: Path, capsys
     assert "| a\\|b | " in printed
 
 
+@pytest.mark.slow
 def test_when_no_run_could_start_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The starting policies are trained, but nothing that a report could compare is there; one line for one cause."""
     task = {"train": {"steps": 1000, "ppo": PPO}, "reference": 500}
@@ -492,7 +500,7 @@ def test_a_stopped_study_scores_together_what_was_compared(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("contenders", [3, 9])
-def test_pictures_of_few_and_of_many_methods(contenders: int, tmp_path: Path) -> None:
+def test_pictures_of_few_and_of_many_methods(contenders: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many get a panel each; a method without a learning curve is shown all the same."""
     names = [f"ppo-{number}" for number in range(contenders)]
     methods = {name: {"method": "ppo"} for name in names}
@@ -502,10 +510,23 @@ def test_pictures_of_few_and_of_many_methods(contenders: int, tmp_path: Path) ->
     for seed in (0, 1):
         (tmp_path / "runs" / f"hopper-ppo_0-{seed}" / "curve.csv").unlink()
     found = summarize(study, tmp_path)
+    drawn: list[Any] = []
+    monkeypatch.setattr("ultra.studies.figures.save_figure", lambda figure, path: drawn.append(figure))
     draw_task_curves(found, "hopper", tmp_path / "curves.png")
     draw_profiles(found, tmp_path / "profiles.png")
-    for name in ("curves.png", "profiles.png"):
-        assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+    curves, profiles = ([axes for axes in figure.axes if axes.get_visible()] for figure in drawn)
+    assert len(curves) == len(profiles) == (1 if contenders == 3 else 8)
+    legends = [text.get_text() for legend in drawn[0].legends for text in legend.texts]
+    titles = legends or [axes.get_title() for axes in curves]
+    assert set(titles) == {f"{name} (2)" for name in names if legends or name != "ppo-1"}
+    # A dot for the score of each seed; and where there is a learning curve, its mean up to the budget.
+    dots = [line.get_ydata() for axes in curves for line in axes.lines if line.get_marker() == "o"]
+    assert all(any(np.array_equal(dot, [10.0 + k, 12.0 + k]) for dot in dots) for k in range(contenders))
+    lines = [line for axes in curves for line in axes.lines if len(line.get_xdata()) > 9]
+    means = {line.get_label(): line.get_ydata()[-1] for line in lines}
+    assert means == {f"ppo-{k} (2)": pytest.approx(11.0 + k) for k in range(1, contenders)}
+    shares = [line.get_ydata() for axes in profiles for line in axes.lines if len(line.get_xdata()) > 9]
+    assert all(share[0] == 1 and share[-1] == 0 for share in shares)
 
 
 def test_a_report_before_any_run_says_so(tmp_path: Path, policy: Path) -> None:

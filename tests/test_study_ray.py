@@ -42,6 +42,7 @@ def attempts(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@pytest.mark.slow
 def test_every_run_is_done_once_although_a_node_dies(cluster: Any, policy: Path, tmp_path: Path) -> None:
     file, out = tmp_path / "s.yaml", tmp_path / "out"
     gate = Gate(tmp_path / "gate", out / "runs" / "*")
