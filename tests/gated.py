@@ -32,7 +32,8 @@ class GatedCartPole(CartPoleEnv):
     def step(self, action: Any) -> Any:
         if not Path(self.gate).exists() and any(len(read_curve(path)) >= self.rows for path in self._found()):
             _wait(Path(self.gate))
-        return super().step(action)
+        moved: Any = super().step(action)  # type: ignore[no-untyped-call]
+        return moved
 
     def _found(self) -> list[Path]:
         """The learning curves; runs may be a pattern in the last part of their folder's path."""
