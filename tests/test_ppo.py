@@ -495,7 +495,12 @@ def test_a_damaged_checkpoint_is_one_clear_error(share: float, tmp_path: Path) -
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None,
+    max_examples=60,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(data=st.data())
 def test_a_damaged_byte_in_a_checkpoint_is_found_or_changes_nothing(tmp_path: Path, data: st.DataObject) -> None:
     """The archive's own checksums see to the arrays; what lies around them may be damaged as well."""
