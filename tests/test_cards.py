@@ -13,7 +13,7 @@ import pytest
 from gymnasium import spaces
 from scipy.spatial.transform import Rotation
 
-from ultra.cli import main as cli
+from ultra.cli.main import main as cli
 from ultra.common.errors import UltraError
 from ultra.tasks import Task, get_task
 from ultra.tasks.atari_objects import _places
@@ -257,6 +257,7 @@ def test_objects_are_facts_where_ocatari_is_installed(
         assert (facts["enemy_x"], facts["enemy_y"]) == ((-1, -1) if ram[33] else (0, 0))
 
 
+@pytest.mark.slow
 def test_without_ocatari_bytes_are_facts_and_it_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

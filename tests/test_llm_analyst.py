@@ -371,6 +371,7 @@ def test_the_key_is_in_no_file_and_no_message(
         assert not path.is_file() or b"do-not-leak" not in path.read_bytes(), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("analyst", "path", "variable"),
     [

@@ -19,7 +19,7 @@ from tests.short_tasks import registered
 import ultra
 from ultra import api
 from ultra.advice.records import load_advice
-from ultra.cli import main as cli
+from ultra.cli.main import main as cli
 from ultra.collection.trajectories import Episodes, Trajectory
 from ultra.common.errors import RunDirectoryError, UltraError
 from ultra.config import (
@@ -34,9 +34,8 @@ from ultra.config import (
     RefineConfig,
     VerifyConfig,
 )
-from ultra.pipeline import refinement, reporting, round_advice
 from ultra.pipeline.progress import Reporter, TrainingLog
-from ultra.pipeline.refinement import Refinement
+from ultra.pipeline.refinement import Refinement, refinement, reporting, round_advice
 from ultra.pipeline.round_advice import RoundAdvice
 from ultra.pipeline.run import STAGES, Run, read_curve
 from ultra.policies.io import load_policy, save_policy
@@ -124,6 +123,7 @@ def check_result(config: RefineConfig, result: dict[str, Any], path: Path) -> No
     assert same(last, start) == (config.method == "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "method", "analyst"),
     [
@@ -263,6 +263,7 @@ def test_an_analyst_who_finds_nothing_to_advise_leaves_plain_training(tmp_path: 
     assert result["audit"]["suggestions"] == 0
 
 
+@pytest.mark.slow
 def test_replayed_steps_are_paid_before_training_is_planned(tmp_path: Path) -> None:
     """Pong's states lie between snapshots: bringing them back for guidance costs steps of the same budget."""
     guidance = GuidanceConfig(trust="all", imitation=0.0)
@@ -272,6 +273,7 @@ def test_replayed_steps_are_paid_before_training_is_planned(tmp_path: Path) -> N
     check_result(config, api.refine(config, tmp_path / "run"), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_second_round_goes_on_from_the_first_ones_policy(tmp_path: Path) -> None:
     path = tmp_path / "run"
     config = replace(HOPPER, analyst="random", rounds=2, steps=1600)
@@ -301,6 +303,7 @@ def test_the_same_command_gives_the_same_result(whole: Path, tmp_path: Path) -> 
         assert (tmp_path / "again" / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_result(whole: Path, tmp_path: Path) -> None:
     other = api.refine(replace(HOPPER, seed=1), tmp_path / "other")
     assert other["returns"] != json.loads((whole / "result.json").read_text())["returns"]
@@ -354,6 +357,7 @@ def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, call: int) ->
     patch.setattr(owner, name, interrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [

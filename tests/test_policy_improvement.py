@@ -122,6 +122,7 @@ def cases() -> list[Case]:
     return result
 
 
+@pytest.mark.slow
 def test_verdicts_agree_with_the_true_advantage(cases: list[Case]) -> None:
     """Of 1,000 suggestions, the wrong verdicts on either side are at most the stated share."""
     truths, verdicts = [], []

@@ -94,6 +94,7 @@ def assert_acts_as(policy: Policy, model: Any) -> None:
     np.testing.assert_allclose(decision.values, values, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "shape", "kwargs"),
     [
@@ -143,6 +144,7 @@ def test_an_exported_policy_of_images_acts_alike(hidden: tuple[int, ...], task: 
     assert_acts_as(import_policy(zipped).policy, model)
 
 
+@pytest.mark.slow
 def test_pong_from_pixels_is_exported(tmp_path: Path) -> None:
     pong = get_task("pong-pixels")
     policy = create_policy(
@@ -208,6 +210,7 @@ def own_extractor() -> Any:
     return a_model(features_extractor_class=Twice)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "says"),
     [

@@ -85,6 +85,7 @@ class Given:
         return self._permutations.pop(0)
 
 
+@pytest.mark.slow
 def test_one_rollout_changes_the_weights_as_in_stable_baselines3(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -359,6 +359,7 @@ def test_a_band_of_curves_resamples_whole_curves() -> None:
     assert (low < curves.mean(axis=(0, 1))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("runs", "expected"), [(2, 0.50), (3, 0.75), (5, 0.90), (10, 0.94)])
 def test_what_is_said_of_few_seeds_is_what_a_simulation_finds(runs: int, expected: float) -> None:
     """Coverage of 95% intervals of the interquartile mean of normal scores, one task."""

@@ -167,6 +167,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("plan", "space", "logits", "game"), CASES)
 @pytest.mark.parametrize("branches", [8, 64])
 def test_worthless_advice_rarely_helps(
