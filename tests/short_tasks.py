@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from ultra.pipeline.refinement import refinement
+from ultra.pipeline import refinement
 from ultra.tasks import register
 from ultra.tasks import task as registry
 

@@ -13,7 +13,7 @@ import pytest
 from gymnasium import spaces
 from scipy.spatial.transform import Rotation
 
-from ultra.cli.main import main as cli
+from ultra.cli import main as cli
 from ultra.common.errors import UltraError
 from ultra.tasks import Task, get_task
 from ultra.tasks.atari_objects import _places

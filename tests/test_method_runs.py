@@ -15,7 +15,7 @@ from tests.short_tasks import registered
 import ultra
 from ultra import api
 from ultra.advice.records import load_states
-from ultra.cli.main import main as cli
+from ultra.cli import main as cli
 from ultra.collection.trajectories import Episodes
 from ultra.common.errors import RunDirectoryError
 from ultra.config import CollectConfig, EvaluateConfig, Method, PPOConfig, RefineConfig, RiceConfig, StateMaskConfig
@@ -24,7 +24,7 @@ from ultra.evaluation import starting
 from ultra.evaluation.evaluate import evaluation_seeds
 from ultra.pipeline.progress import Reporter, TrainingLog
 from ultra.pipeline.refinement import Refinement
-from ultra.pipeline.refinement import refinement as pipeline
+from ultra.pipeline import refinement as pipeline
 from ultra.pipeline.run import read_curve
 from ultra.policies.io import load_policy
 from ultra.policies.policy import Policy

@@ -482,7 +482,9 @@ def test_guidance_states_are_plain_json() -> None:
     for kind in ("jsrl", "rice"):
         guidance, other = guidance_for("hopper", kind), guidance_for("hopper", kind)
         guidance.start([0, 1])
-        guidance.observe(np.ones((TINY.environments, 11), np.float32))
+        count = TINY.environments
+        over = np.zeros(count, np.bool_)
+        guidance.observe(Step(np.ones((count, 11), np.float32), np.zeros(count), over, over), None)
         state = json.loads(json.dumps(guidance.state()))
         assert json.loads(json.dumps(other.state())) != state
         other.load_state(state)

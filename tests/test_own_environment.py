@@ -18,7 +18,7 @@ import yaml
 from gymnasium import spaces
 from tests.llm_runs import make_policy
 
-from ultra.cli.main import main as cli
+from ultra.cli import main as cli
 from ultra.common.errors import UltraError
 from ultra.tasks import Task, get_task
 from ultra.tasks.card import load_card, write_card

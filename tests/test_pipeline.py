@@ -19,7 +19,7 @@ from tests.short_tasks import registered
 import ultra
 from ultra import api
 from ultra.advice.records import load_advice
-from ultra.cli.main import main as cli
+from ultra.cli import main as cli
 from ultra.collection.trajectories import Episodes, Trajectory
 from ultra.common.errors import RunDirectoryError, UltraError
 from ultra.config import (
@@ -35,7 +35,7 @@ from ultra.config import (
     VerifyConfig,
 )
 from ultra.pipeline.progress import Reporter, TrainingLog
-from ultra.pipeline.refinement import Refinement, refinement, reporting, round_advice
+from ultra.pipeline import Refinement, refinement, reporting, round_advice
 from ultra.pipeline.round_advice import RoundAdvice
 from ultra.pipeline.run import STAGES, Run, read_curve
 from ultra.policies.io import load_policy, save_policy

@@ -25,7 +25,7 @@ from ultra.config import (
     RefineConfig,
 )
 from ultra.pipeline.program_search import ProgramSearch
-from ultra.pipeline.refinement import program_search, refinement
+from ultra.pipeline import program_search, refinement
 from ultra.pipeline.run import Run
 from ultra.policies.io import load_policy, save_policy
 from ultra.policies.policy import Architecture, create_policy

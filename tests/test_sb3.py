@@ -17,7 +17,7 @@ import pytest
 from gymnasium import spaces
 
 from ultra import api
-from ultra.cli.main import main as cli
+from ultra.cli import main as cli
 from ultra.common.errors import PolicyError
 from ultra.config import EvaluateConfig, PPOConfig, RefineConfig
 from ultra.evaluation.evaluate import evaluate

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ultra import api
-from ultra.cli.main import main as cli
+from ultra.cli import main as cli
 from ultra.collection.collect import collect
 from ultra.common.errors import UltraError
 from ultra.config import EvaluateConfig, PPOConfig, RefineConfig, TrainConfig

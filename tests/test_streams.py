@@ -20,6 +20,7 @@ from ultra.evaluation.evaluate import evaluate, evaluation_seeds
 from ultra.policies.policy import Architecture, Decision, Policy, create_policy, flatten, unflatten
 from ultra.simulation.branches import Branch, simulate
 from ultra.tasks import Batch, Step, Task, shipped
+from ultra.tasks.spaces import Actions
 from ultra.tasks.batch import Observations
 
 Array = NDArray[np.float64]
@@ -46,7 +47,13 @@ class FirstActions:
         pass
 
     def after(
-        self, jobs: NDArray[np.int64], observations: Observations, decision: Decision, step: Step, batch: Batch
+        self,
+        jobs: NDArray[np.int64],
+        observations: Observations,
+        decision: Decision,
+        done: Actions,
+        step: Step,
+        batch: Batch,
     ) -> None:
         for slot in np.flatnonzero(jobs >= 0):
             self.actions[jobs[slot]] = np.asarray(decision.actions[slot], np.float64)
