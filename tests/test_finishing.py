@@ -35,6 +35,8 @@ from ultra.progress import Reporter
 from ultra.run import STAGES, Run
 from ultra.tasks import Task, shipped
 
+pytestmark = pytest.mark.slow
+
 CONFIG = RefineConfig(
     task="short-hopper",
     policy=str(Path(ultra.__file__).parent / "policies" / "hopper"),
@@ -80,7 +82,6 @@ def result_of(path: Path) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.slow
 def test_the_budget_holds_with_a_finishing_round(whole: Path) -> None:
     budget = result_of(whole)["budget"]
     assert budget["used"] <= CONFIG.steps
@@ -124,7 +125,6 @@ def chosen(path: Path, rules: list[Rule]) -> Policy:
     return load_policy(path / "round-2" / "policy")
 
 
-@pytest.mark.slow
 def test_rules_that_were_chosen_act_in_the_policy_and_are_told(tmp_path: Path) -> None:
     push = Plan((Segment((0.0, 0.0, -0.2)),), relative=True)
     rules = [
@@ -166,7 +166,6 @@ def test_what_cannot_become_part_of_a_policy_is_left_out_and_training_goes_on(tm
     assert Run.open(tmp_path / "run").budget().remaining < UNSPENT
 
 
-@pytest.mark.slow
 def test_where_the_curve_still_rises_and_no_episode_ends_early_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,7 +195,6 @@ def test_where_the_curve_still_rises_and_no_episode_ends_early_training_goes_on(
     assert result_of(other)["returns"] == result["returns"]
 
 
-@pytest.mark.slow
 def test_of_an_adversary_s_rules_none_is_adopted_that_was_not_found_to_help(tmp_path: Path) -> None:
     path = tmp_path / "run"
     api.refine(replace(CONFIG, analyst="worst"), path)

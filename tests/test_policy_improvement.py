@@ -25,6 +25,8 @@ from ultra.tasks import Snapshot, Step
 from ultra.tasks.batch import Facts, Indices, Live, Observations
 from ultra.verification import Bench, Proposal, verify
 
+pytestmark = pytest.mark.slow
+
 Array = NDArray[np.float64]
 
 STATES, ACTIONS = 8, 3
@@ -121,7 +123,6 @@ def cases() -> list[Case]:
     return result
 
 
-@pytest.mark.slow
 def test_verdicts_agree_with_the_true_advantage(cases: list[Case]) -> None:
     """Of 1,000 advices, the wrong verdicts on either side are at most the stated share."""
     truths, verdicts = [], []
