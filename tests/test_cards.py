@@ -165,6 +165,7 @@ def test_other_arguments_leave_the_goal_to_the_user() -> None:
     assert get_task("Ant-v5", snapshots="replay", kwargs=("healthy_reward=0",)).card.goal == UNKNOWN_GOAL
 
 
+@pytest.mark.slow
 def test_facts_of_breakout_are_what_the_screen_shows() -> None:
     """Left edges of paddle and ball, and where the ball goes."""
     task = get_task("ALE/Breakout-v5", kwargs=("obs_type=ram", "repeat_action_probability=0.0"))
@@ -238,6 +239,7 @@ def forget_ocatari() -> Iterator[None]:
     forget()
 
 
+@pytest.mark.slow
 def test_objects_are_facts_where_ocatari_is_installed(
     forget_ocatari: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
