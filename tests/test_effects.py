@@ -80,7 +80,9 @@ def test_effects_of_unlike_states_are_told_apart() -> None:
     effects = measure(task, policy, episodes, 10_000)
     assert effects is not None and effects.split is not None and len(effects.phases) == 2
     signs = [
-        np.sign(dict(phase.effects[0].changes).get("fingertip_y", dict(phase.effects[0].changes).get("fingertip_x"))[-1])
+        np.sign(
+            dict(phase.effects[0].changes).get("fingertip_y", dict(phase.effects[0].changes).get("fingertip_x"))[-1]
+        )
         for phase in effects.phases
     ]
     assert signs[0] == -signs[1]

@@ -22,9 +22,9 @@ from ultra.config import CollectConfig, EvaluateConfig, Method, PPOConfig, Refin
 from ultra.evaluation import evaluate as evaluation
 from ultra.evaluation import starting
 from ultra.evaluation.evaluate import evaluation_seeds
+from ultra.pipeline import refinement as pipeline
 from ultra.pipeline.progress import Reporter, TrainingLog
 from ultra.pipeline.refinement import Refinement
-from ultra.pipeline import refinement as pipeline
 from ultra.pipeline.run import read_curve
 from ultra.policies.io import load_policy
 from ultra.policies.policy import Policy

@@ -240,7 +240,13 @@ def test_contacts_and_heights_of_feet_agree_with_mujoco_and_with_the_generic_fac
     batch, own = make(name, 8), get_task(name).card.fact_names
     env_id = {"hopper": "Hopper-v5", "walker2d": "Walker2d-v5", "halfcheetah": "HalfCheetah-v5"}[name]
     generic = get_task(env_id, snapshots="replay")
-    readers = dict(zip(generic.card.fact_names, fact_readers(generic.card, generic.observation_size, generic.action_space), strict=True))
+    readers = dict(
+        zip(
+            generic.card.fact_names,
+            fact_readers(generic.card, generic.observation_size, generic.action_space),
+            strict=True,
+        )
+    )
     env = gymnasium.make(env_id)
     env.reset(seed=0)
     base: Any = env.unwrapped
