@@ -144,7 +144,7 @@ def fidelity(run: PathLike, number: int = 0, reporter: Reporter | None = None) -
         number = max((n for n in rounds if refinement.run.finished(f"round-{n}/identify")), default=1)
     refinement.run.require(f"round-{number}/identify", f"ultra identify {run}")
     with refinement.case(number, "identify") as case:
-        scores = fidelity_of_case(case, fidelity_rng(refinement.config.seed, number))
+        scores = fidelity_of_case(case, fidelity_rng(refinement.config.seed_of_analysis, number))
     if not scores:
         raise UltraError(
             f"{run}: every episode has return 0, or none was explained: there is no change to compare with"
