@@ -154,7 +154,7 @@ def _language(task: Task) -> str:
         values = {
             "acts": 'sets or changes actions: {"when": "...", "set": {action: expression}, '
             '"add": {action: expression}}.',
-            "order": "`set` replaces an action; `add` adds to what stands by then, which is the agent's own action or "
+            "order": "`set` replaces an action; `add` adds to what stands by then: the agent's own action or "
             "what earlier rules made of it. Only at the very end are actions clipped to their bounds.",
             "agent": f"what the agent itself does, its most likely action, not clipped, for instance agent({names[0]}).",
         }
