@@ -157,7 +157,7 @@ def _language(task: Task) -> str:
             '"add": {action: expression}}.',
             "order": "`set` replaces an action; `add` adds to what stands by then: the agent's own action or "
             "what earlier rules made of it. Only at the very end are actions clipped to their bounds.",
-            "agent": f"what the agent itself does, its most likely action, not clipped, for instance agent({names[0]}).",
+            "agent": f"what the agent itself does: its most likely action, not clipped; here, say, agent({names[0]}).",
         }
     known = values | {"syntax": SYNTAX, "limits": LIMITS}
     return Template(text).substitute(known).strip()
