@@ -29,7 +29,7 @@ CUTS = (0.5, 0.5, 1.0, 0.5)
 """Share of the programs that goes on after each of the first waves; those that are left then stay to the end."""
 PATIENCE = 4
 """Waves after which programs none of whose settings look better than the agent alone drop out."""
-FEWEST_WAVES = 8
+FEWEST_WAVES = 3
 """Where episodes are short, a wave has so many starts that the allowance lasts for so many waves of the best few."""
 MOST_STARTS = 16
 """Common starts of a wave."""
