@@ -27,7 +27,9 @@ LONGEST = {"pong": 1000}
 
 
 def main() -> None:
-    print("| task | steps an episode | identify | advise | an episode | equal | 20 episodes | programs | effects: steps |")
+    print(
+        "| task | steps an episode | identify | advise | an episode | equal | 20 episodes | programs | effects: steps |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for name in ("pong", "hopper", "walker2d", "halfcheetah", "reacher"):
         task = get_task(name)

@@ -302,9 +302,8 @@ def verifying(task: str) -> tuple[Any, Callable[[], int]]:
 
     def once() -> int:
         budget = StepBudget(10**9)
-        verify(
-            proposals, PairedEvaluator(batch, policy, 0.99, 64, budget, "verify", 10**9, rng), VerifyConfig(branches=8)
-        )
+        evaluator = PairedEvaluator(batch, policy, 0.99, 64, budget, "verify", 10**9, rng)
+        verify(proposals, evaluator, VerifyConfig(branches=8))
         return budget.used
 
     return batch, once

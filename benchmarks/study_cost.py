@@ -82,7 +82,7 @@ def measure(task: str, folder: Path) -> dict[str, float]:
     rows, seconds, length = [], [], 0.0
     for method, budget, episodes in runs:
         used, spent = run_once(task, policy, method, budget, episodes)
-        simulated = spent["collect"] + spent["analyse"] + spent["verify"] + spent["audit"]
+        simulated = sum(spent[name] for name in ("collect", "analyse", "verify", "choose", "audit"))
         rows.append([1, spent["train"], simulated, spent["evaluation"]])
         seconds.append(used)
         if episodes == many:
@@ -109,8 +109,8 @@ def cost_of(job: Job, costs: Costs) -> float:
 def shares(config: RefineConfig) -> dict[str, float]:
     """The most that a run may simulate without learning, as shares of its steps; a mask network learns."""
     parts: dict[str, float] = {}
-    for plan in schedule(config, "last"):
-        for name in ("collect", "analyse", "verify", "race", "prove", "distil", "choose"):
+    for plan in schedule(config, "last", get_task(config.task).time_limit):
+        for name in ("collect", "analyse", "verify", "race", "prove", "choose"):
             part = 0 if name == "analyse" and analyst_of(config) in ("statemask", "random") else getattr(plan, name)
             parts[name] = parts.get(name, 0.0) + part / config.steps
     return parts

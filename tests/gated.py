@@ -1,4 +1,4 @@
-"""CartPole behind a gate: a process that has taken a given number of steps waits until a file exists.
+"""CartPole behind a gate: once a learning curve has a given number of rows, steps wait until a file exists.
 
 So a test can stop, kill or meet a command at an exact place, however fast the machine is.
 """
@@ -14,28 +14,31 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
 
+from ultra.pipeline.run import read_curve
+
 TASK = "Gated-v0"
 MODULE = str(Path(__file__))
 HANGS = 300.0
 """Seconds after which a process that does nothing fails its test; no test passes because of it."""
 
-_steps = 0
-"""Steps of all environments of this process."""
-
 
 class GatedCartPole(CartPoleEnv):
-    """CartPole whose process waits before its step `at` until the file `gate` exists."""
+    """CartPole that waits until the file `gate` exists, once one of the files `curves` has so many rows."""
 
     def __init__(self, **options: Any) -> None:
-        self.gate, self.at = str(options.pop("gate")), int(options.pop("at"))
+        self.gate, self.curves, self.rows = (options.pop(name) for name in ("gate", "curves", "rows"))
         super().__init__(**options)
 
     def step(self, action: Any) -> Any:
-        global _steps  # noqa: PLW0603
-        _steps += 1
-        if _steps >= self.at and not Path(self.gate).exists():
+        if not Path(self.gate).exists() and any(len(read_curve(path)) >= self.rows for path in self._found()):
             _wait(Path(self.gate))
-        return super().step(action)
+        moved: Any = super().step(action)  # type: ignore[no-untyped-call]
+        return moved
+
+    def _found(self) -> list[Path]:
+        """The learning curves; runs may be a pattern in the last part of their folder's path."""
+        runs = Path(self.curves).parent
+        return [run / "curve.csv" for run in runs.parent.glob(runs.name)]
 
 
 def _wait(gate: Path) -> None:
@@ -54,16 +57,17 @@ class Gate:
 
     Args:
         path: the file that opens it.
-        at: the step before which processes wait.
+        runs: the run directory, or a pattern of several.
+        rows: of the learning curve of one of them, after which environments wait.
     """
 
-    def __init__(self, path: Path, at: int) -> None:
-        self.path, self.at = path, at
+    def __init__(self, path: Path, runs: Path, rows: int = 2) -> None:
+        self.path, self.curves, self.rows = path, runs / "curve.csv", rows
 
     @property
     def settings(self) -> dict[str, Any]:
         """The environment's settings of a run, as in a study file."""
-        return {"module": MODULE, "kwargs": [f"gate={self.path}", f"at={self.at}"]}
+        return {"module": MODULE, "kwargs": [f"gate={self.path}", f"curves={self.curves}", f"rows={self.rows}"]}
 
     @property
     def options(self) -> list[str]:

@@ -50,7 +50,9 @@ VERIFICATIONS = st.builds(
 )
 ADVICE = st.builds(Advice, STATES, PLANS, SIGNED, SIGNED, st.text(), st.text(), st.none() | VERIFICATIONS)
 
-USUAL = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+USUAL = settings(
+    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def some_advice(verdict: Verdict | None = None) -> Advice:

@@ -140,7 +140,10 @@ def test_the_last_complete_answer_counts(text: str) -> None:
         (json.dumps({"result": {"output": ANSWER}}), "wrapped in 'result.output'"),
         (json.dumps([ANSWER]), "wrapped in '[0]'"),
         (json.dumps([STATE]), "bare list"),
-        (json.dumps({"critical_states": [STATE | {"t": "5", "importance": "0.5"}]}), "the text '5' was read as a number"),
+        (
+            json.dumps({"critical_states": [STATE | {"t": "5", "importance": "0.5"}]}),
+            "the text '5' was read as a number",
+        ),
         (json.dumps(ANSWER).replace("}]", "},]"), "1 comma before a closing bracket left out"),
         ('{"critical_states": [], "critical_states": [%s]}' % json.dumps(STATE), "'critical_states' was given twice"),
     ],
@@ -168,8 +171,11 @@ def test_what_could_mean_something_else_is_a_problem(text: str, problem: str) ->
     assert 1 not in [state.t for state in parsed.items]  # a draft never stands for the answer
 
 
+PIECES = ["<think>", "</think>", "```json\n", "```", "{", "}", "[", "]", ",", '"', " x ", "\n"]
+
+
 @given(
-    st.lists(st.sampled_from(["<think>", "</think>", "```json\n", "```", "{", "}", "[", "]", ",", '"', " x ", "\n"]), max_size=12),
+    st.lists(st.sampled_from(PIECES), max_size=12),
     st.sampled_from([json.dumps(ANSWER), json.dumps(DRAFT), json.dumps([STATE]), ""]),
     st.text(max_size=20),
 )  # fmt: skip
@@ -210,8 +216,14 @@ def test_programs_and_potentials_are_proposals_of_their_author() -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"rules": [{"when": "pitch > 0", "add": {"thigh_torque": "g"}}]}, "rules[0].when 'pitch > 0': pitch is not a fact"),
-        ({"rules": [{"when": "true", "add": {"hip": "g"}}]}, "rules[0].add: 'hip' is not an action: actions are thigh_"),
+        (
+            {"rules": [{"when": "pitch > 0", "add": {"thigh_torque": "g"}}]},
+            "rules[0].when 'pitch > 0': pitch is not a fact",
+        ),
+        (
+            {"rules": [{"when": "true", "add": {"hip": "g"}}]},
+            "rules[0].add: 'hip' is not an action: actions are thigh_",
+        ),
         ({"parameters": {"g": {"value": 3, "low": -1, "high": 1}}}, "value 3 is not between low -1 and high 1"),
         ({"rules": []}, "needs at least one rule"),
         ({"steps": 5}, "unknown part 'steps'"),

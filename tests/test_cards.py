@@ -187,6 +187,7 @@ def test_other_arguments_leave_the_goal_to_the_user() -> None:
     assert get_task("Ant-v5", snapshots="replay", kwargs=("healthy_reward=0",)).card.goal == UNKNOWN_GOAL
 
 
+@pytest.mark.slow
 def test_facts_of_breakout_are_what_the_screen_shows() -> None:
     """Left edges of paddle and ball, and where the ball goes."""
     task = get_task("ALE/Breakout-v5", kwargs=("obs_type=ram", "repeat_action_probability=0.0"))
@@ -260,6 +261,7 @@ def forget_ocatari() -> Iterator[None]:
     forget()
 
 
+@pytest.mark.slow
 def test_objects_are_facts_where_ocatari_is_installed(
     forget_ocatari: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +281,7 @@ def test_objects_are_facts_where_ocatari_is_installed(
         assert (facts["enemy_x"], facts["enemy_y"]) == ((-1, -1) if ram[33] else (0, 0))
 
 
+@pytest.mark.slow
 def test_without_ocatari_bytes_are_facts_and_it_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,11 +8,11 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.gated import HANGS, TASK, Gate
 
 import ultra
 from ultra.cli.main import run as cli
@@ -190,6 +190,25 @@ def test_settings_come_from_a_file_and_options_overrule_them(
     assert str(tmp_path / "no.yaml") in complaint(capsys, "refine", "hopper", "--config", tmp_path / "no.yaml")
 
 
+# Policies by name
+
+
+def test_a_shipped_policy_is_named_wherever_a_policy_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = []
+    for policy in ("shipped:hopper", HOPPER):
+        assert cli(["evaluate", policy, "--task", "hopper", "--episodes", "2", "--workers", "1", "--json"]) == 0
+        found.append(capsys.readouterr().out)
+    assert found[0] == found[1]
+    command = ["--policy", "shipped:hopper", "--steps", "1000", "--collect.episodes", "2", "--workers", "1", "--quiet"]
+    assert cli(["collect", str(tmp_path / "run"), "--task", "hopper", *command]) == 0
+    kept = tmp_path / "run" / "policy" / "start" / "weights.safetensors"
+    assert kept.read_bytes() == (Path(HOPPER) / "weights.safetensors").read_bytes()
+    capsys.readouterr()
+    wrong = ["refine", "hopper", "--policy", "shipped:hoper", "--out", tmp_path / "other"]
+    assert "no policy ships for 'hoper' (did you mean 'hopper'?)" in complaint(capsys, *wrong)
+    assert not (tmp_path / "other").exists()
+
+
 # A whole run
 
 
@@ -232,7 +251,7 @@ def test_a_run_directory_of_another_command_is_left_alone(
 
 def test_a_traceback_is_shown_on_request(tmp_path: Path) -> None:
     process = start("evaluate", tmp_path / "none", "--task", "hopper", "--traceback")
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=HANGS)
     assert process.returncode == 1
     assert "Traceback" in error
 
@@ -245,30 +264,28 @@ def rows(curve: Path) -> list[int]:
     return [int(line.split(",")[0]) for line in curve.read_text().splitlines()[1:]]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_the_same_command_continues(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    command = ["train", "hopper", "--steps", "30000", "--workers", "1", "--evaluate.episodes", "2", "--out", out]
+    out, gate = tmp_path / "run", Gate(tmp_path / "gate", tmp_path / "run")
+    command = [
+        "train", TASK, *gate.options, "--steps", "1500", "--workers", "1", "--evaluate.episodes", "2",
+        "--ppo.environments", "4", "--ppo.rollout-steps", "64", "--out", out,
+    ]  # fmt: skip
     process = start(*command)
-    curve = out / "curve.csv"
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if curve.is_file() and len(rows(curve)) > 2:
-            break
-        time.sleep(0.02)
+    gate.wait_for(1, process)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=HANGS)
     assert process.returncode == 130, error
     assert "repeat the same command to continue" in error
     assert (out / "checkpoint.npz").is_file()
-    taken = rows(curve)
-    again = start(*command)
-    _, error = again.communicate(timeout=240)
-    assert again.returncode == 0, error
-    assert rows(curve) == [2048 * k for k in range(1, 15)]
-    assert 2 < len(taken) < 14
-    assert json.loads((out / "result.json").read_text())["budget"]["train"] == 30000 // 2048 * 2048
+    assert rows(out / "curve.csv") == [256, 512]
+    gate.open()
+    assert cli([str(argument) for argument in command]) == 0
+    assert rows(out / "curve.csv") == [256, 512, 768, 1024, 1280]
+    assert json.loads((out / "result.json").read_text())["budget"]["train"] == 1280
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_what_was_saved_stays(tmp_path: Path) -> None:
     """A file may grow to 20 kB only: the episodes do not fit any more."""
     out = tmp_path / "run"
@@ -280,11 +297,9 @@ def test_a_full_disk_is_one_line_and_what_was_saved_stays(tmp_path: Path) -> Non
     command = ["collect", out, "--task", "hopper", "--policy", HOPPER, "--workers", "1", "--quiet"]
     environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     process = start(*command, preexec_fn=limit, env=environment)
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=HANGS)
     assert process.returncode == 2, error
     assert error.count("\n") == 1
     assert "cannot write" in error
     assert not list(tmp_path.rglob("*.tmp"))
-    again = start(*command)
-    _, error = again.communicate(timeout=120)
-    assert again.returncode == 0, error
+    assert cli([str(argument) for argument in command]) == 0

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -20,6 +22,7 @@ def curves(out: Path, *options: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_curves_are_measured_once_and_what_a_person_wrote_stays(tmp_path: Path) -> None:
     out = tmp_path / "curves.md"
     kinds = ("environments", "unguided", "guidance", "memory", "help")

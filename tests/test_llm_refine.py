@@ -11,6 +11,7 @@ from tests.llm_server import Server
 from ultra.cli.main import run as cli
 
 
+@pytest.mark.slow
 def test_a_whole_refinement_states_what_the_model_cost(
     policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

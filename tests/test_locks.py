@@ -26,7 +26,7 @@ SMALL = [
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Gate:
-    return Gate(tmp_path / "gate", 300)
+    return Gate(tmp_path / "gate", tmp_path / "run")
 
 
 def command(gate: Gate, out: Path) -> list[str]:
@@ -40,6 +40,7 @@ def begin(gate: Gate, out: Path) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 def test_a_second_command_in_a_run_directory_is_refused_until_the_first_has_ended(
     gate: Gate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,6 +61,7 @@ def test_a_second_command_in_a_run_directory_is_refused_until_the_first_has_ende
     assert cli(command(gate, out)) == 0
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_keeps_nobody_out(gate: Gate, tmp_path: Path) -> None:
     """Neither the lock's file nor a holder that is named there: only the operating system's lock counts."""
     out = tmp_path / "run"

@@ -31,6 +31,8 @@ from ultra.policies.policy import Policy
 from ultra.tasks import Task, shipped
 from ultra.tasks.mujoco import MujocoBatch
 
+pytestmark = pytest.mark.slow
+
 POLICIES = Path(ultra.__file__).parent / "policies" / "shipped"
 BASE = RefineConfig(
     task="brief-hopper",
@@ -120,7 +122,7 @@ def test_the_mask_analyst_names_states_and_gives_no_advice(tmp_path: Path) -> No
     assert 2 < len(states) <= config.analyse.states
     assert [s.importance for s in states] == sorted((s.importance for s in states), reverse=True)
     assert all(0 <= state.importance <= 1 for state in states)
-    assert result["audit"]["advices"] == 0
+    assert result["audit"]["suggestions"] == 0
 
 
 def interrupt(patch: pytest.MonkeyPatch, owner: type, name: str, call: int, about: str = "") -> None:

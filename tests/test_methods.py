@@ -164,6 +164,7 @@ def test_above_zero_they_are_not() -> None:
         assert not same(trained("hopper", kind, **options), plain("hopper"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options"),
     [("jsrl", {}), ("jsrl", {"horizon": "random"}), ("rice", {}), ("rice", {"probability": 1.0, "bonus": 0.0})],
@@ -479,5 +480,12 @@ def test_as_many_whole_episodes_are_played_as_fit() -> None:
 
 def test_guidance_states_are_plain_json() -> None:
     for kind in ("jsrl", "rice"):
-        guidance = guidance_for("hopper", kind)
-        guidance.load_state(json.loads(json.dumps(guidance.state())))
+        guidance, other = guidance_for("hopper", kind), guidance_for("hopper", kind)
+        guidance.start([0, 1])
+        count = TINY.environments
+        over = np.zeros(count, np.bool_)
+        guidance.observe(Step(np.ones((count, 11), np.float32), np.zeros(count), over, over), None)
+        state = json.loads(json.dumps(guidance.state()))
+        assert json.loads(json.dumps(other.state())) != state
+        other.load_state(state)
+        assert json.loads(json.dumps(other.state())) == state

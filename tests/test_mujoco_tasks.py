@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -241,7 +240,13 @@ def test_contacts_and_heights_of_feet_agree_with_mujoco_and_with_the_generic_fac
     batch, own = make(name, 8), get_task(name).card.fact_names
     env_id = {"hopper": "Hopper-v5", "walker2d": "Walker2d-v5", "halfcheetah": "HalfCheetah-v5"}[name]
     generic = get_task(env_id, snapshots="replay")
-    readers = dict(zip(generic.card.fact_names, fact_readers(generic.card, generic.observation_size, generic.action_space), strict=True))
+    readers = dict(
+        zip(
+            generic.card.fact_names,
+            fact_readers(generic.card, generic.observation_size, generic.action_space),
+            strict=True,
+        )
+    )
     env = gymnasium.make(env_id)
     env.reset(seed=0)
     base: Any = env.unwrapped
@@ -356,25 +361,25 @@ def test_snapshots_hold_the_time_limits_counter(task: Task) -> None:
     assert other.step(still).truncated.tolist() == [False, True]
 
 
-def named_threads() -> int:
-    return sum(thread.name == "simulators" for thread in threading.enumerate())
+def simulator_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "simulators"}
 
 
 def test_one_worker_means_one_thread() -> None:
     """`make_batch(n, workers)` uses up to that many cores; what it started ends with the batch."""
-    before = named_threads()
+    before = simulator_threads()  # those of other tests may end meanwhile
     alone = get_task("hopper").make_batch(8, workers=1)
-    assert named_threads() == before
+    assert not simulator_threads() - before
     closed, forgotten = (get_task("hopper").make_batch(8, workers=2) for _ in range(2))
-    assert named_threads() == before + 2
+    started = simulator_threads() - before
+    assert len(started) == 2
     alone.close()
     closed.close()
     del forgotten
     gc.collect()
-    waited = time.monotonic() + 10
-    while named_threads() > before and time.monotonic() < waited:
-        time.sleep(0.01)
-    assert named_threads() == before
+    for thread in started:
+        thread.join(300)
+        assert not thread.is_alive()
 
 
 def test_an_error_beside_the_calling_thread_is_raised_and_not_kept() -> None:

@@ -152,6 +152,7 @@ def test_snapshots_by_the_best_means_are_exact(name: str, kwargs: tuple[str, ...
     assert replay_differs(task) == []
 
 
+@pytest.mark.slow
 def test_an_atari_console_is_saved_unless_its_actions_stick() -> None:
     """The console does not save which action sticks."""
     steady = get_task("ALE/Breakout-v5", kwargs=("obs_type=ram", "repeat_action_probability=0.0"))
@@ -439,6 +440,7 @@ def test_wrong_arguments_are_one_clear_line(
     assert says in error and "\n" not in error
 
 
+@pytest.mark.slow
 def test_a_dict_observation_from_a_users_module_is_refined_end_to_end(field: Path, tmp_path: Path) -> None:
     """In worker processes, with the module in the working directory."""
     own = ["--env-module", field.stem, "--env-kwargs", "size=4", "--workers", "2", "--quiet"]

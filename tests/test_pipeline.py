@@ -124,6 +124,7 @@ def check_result(config: RefineConfig, result: dict[str, Any], path: Path) -> No
     assert same(last, start) == (config.method == "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "method", "analyst"),
     [
@@ -263,6 +264,7 @@ def test_an_analyst_who_finds_nothing_to_advise_leaves_plain_training(tmp_path: 
     assert result["audit"]["suggestions"] == 0
 
 
+@pytest.mark.slow
 def test_replayed_steps_are_paid_before_training_is_planned(tmp_path: Path) -> None:
     """Pong's states lie between snapshots: bringing them back for guidance costs steps of the same budget."""
     guidance = GuidanceConfig(trust="all", imitation=0.0)
@@ -272,6 +274,7 @@ def test_replayed_steps_are_paid_before_training_is_planned(tmp_path: Path) -> N
     check_result(config, api.refine(config, tmp_path / "run"), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_second_round_goes_on_from_the_first_ones_policy(tmp_path: Path) -> None:
     path = tmp_path / "run"
     config = replace(HOPPER, analyst="random", rounds=2, steps=1600)
@@ -301,6 +304,7 @@ def test_the_same_command_gives_the_same_result(whole: Path, tmp_path: Path) -> 
         assert (tmp_path / "again" / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_result(whole: Path, tmp_path: Path) -> None:
     other = api.refine(replace(HOPPER, seed=1), tmp_path / "other")
     assert other["returns"] != json.loads((whole / "result.json").read_text())["returns"]
@@ -354,6 +358,7 @@ def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, call: int) ->
     patch.setattr(owner, name, interrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [

@@ -150,7 +150,9 @@ def write_files(directory: Path, files: dict[str, bytes]) -> None:
 
 
 @pytest.mark.parametrize("name", ["policy.json", "weights.safetensors"])
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_a_truncated_file_is_an_error(name: str, tmp_path: Path, data: st.DataObject) -> None:
     files = saved_files(Discrete(3))
@@ -161,7 +163,9 @@ def test_a_truncated_file_is_an_error(name: str, tmp_path: Path, data: st.DataOb
 
 
 @pytest.mark.parametrize("name", ["policy.json", "weights.safetensors"])
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_a_damaged_byte_is_an_error_or_a_policy_that_works(name: str, tmp_path: Path, data: st.DataObject) -> None:
     """A changed weight cannot be told from another weight, but nothing else may come through."""

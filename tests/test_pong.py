@@ -66,6 +66,7 @@ def within(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sticky", [0.0, 0.25])
 def test_a_whole_game_is_gymnasiums(sticky: float) -> None:
     """To the end of the game, then into another one in the same slot."""
@@ -196,6 +197,7 @@ def test_actions_do_what_the_card_says() -> None:
     assert abs(moved["STAY"]) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sticky", [0.0, 0.25, 0.9])
 def test_restore_and_replay_is_bit_identical(sticky: float) -> None:
     """In place and in other slots of another batch, whatever was played there before."""

@@ -43,6 +43,8 @@ from ultra.tasks import Task, get_task, shipped
 from ultra.tasks.pong import GYMNASIUM_ACTIONS, PongBatch, draw_noops
 from ultra.tasks.pong_pixels import IMAGE, PixelPongBatch, shrink
 
+pytestmark = pytest.mark.slow
+
 TINY = PPOConfig(environments=2, rollout_steps=8, minibatch=8, epochs=1)
 
 
@@ -265,7 +267,7 @@ def test_images_are_refined_like_anything_else(method: Method, analyst: str, tmp
     assert result["budget"]["train"] > 0
     if method == "ultra-ra":
         assert result["budget"]["verify"] > 0
-        assert result["audit"]["advices"] == 2
+        assert result["audit"]["suggestions"] == 2
     last = load_policy(tmp_path / "run" / "policy" / "last")
     start = load_policy(tmp_path / "policy")
     assert (flatten(last.params)["features.0.w"] != flatten(start.params)["features.0.w"]).any()

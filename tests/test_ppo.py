@@ -431,6 +431,7 @@ def test_a_resumed_training_calls_progress_once_for_each_rollout(iteration: int,
     assert resumed.calls == [0.0, 0.25, 0.5, 0.75]
 
 
+@pytest.mark.slow
 def test_pong_resumes_alike_on_any_number_of_workers(tmp_path: Path) -> None:
     task, path = get_task("pong"), tmp_path / "checkpoint.npz"
     whole = run(task, iterations=3, workers=1)
@@ -493,7 +494,13 @@ def test_a_damaged_checkpoint_is_one_clear_error(share: float, tmp_path: Path) -
     assert "\n" not in str(error.value)
 
 
-@settings(deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
+@settings(
+    deadline=None,
+    max_examples=60,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(data=st.data())
 def test_a_damaged_byte_in_a_checkpoint_is_found_or_changes_nothing(tmp_path: Path, data: st.DataObject) -> None:
     """The archive's own checksums see to the arrays; what lies around them may be damaged as well."""
@@ -529,6 +536,7 @@ def test_a_checkpoint_of_another_training_is_one_clear_error(tmp_path: Path) -> 
         train(task, other, TINY, TINY.samples, np.random.default_rng(0), checkpoint=path)
 
 
+@pytest.mark.slow
 def test_it_learns_to_balance_a_pole() -> None:
     """A random policy keeps the pole up for about 22 steps."""
     task = get_task("CartPole-v1")

@@ -110,6 +110,7 @@ def assert_acts_as(policy: Policy, model: Any, env: gymnasium.Env[Any, Any]) -> 
 # -- in --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["PPO", "A2C"])
 @pytest.mark.parametrize("actions", ACTIONS.values(), ids=ACTIONS)
 def test_a_model_acts_as_it_did_in_stable_baselines3(
@@ -120,6 +121,7 @@ def test_a_model_acts_as_it_did_in_stable_baselines3(
     assert_acts_as(import_policy(tmp_path / "m.zip").policy, model, env)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -144,6 +146,7 @@ def test_any_layers_and_activations(kwargs: dict[str, Any], tmp_path: Path) -> N
     assert_acts_as(load_policy(tmp_path / "own"), model, env)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("observations", [PARTS, spaces.Discrete(5), spaces.MultiBinary(4)], ids=str)
 def test_observations_of_other_kinds(observations: spaces.Space[Any], tmp_path: Path) -> None:
     env = Given(observations, ACTIONS["discrete"])
@@ -475,6 +478,7 @@ def test_a_policy_for_other_spaces_names_both(
 # -- out -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("actions", ACTIONS.values(), ids=ACTIONS)
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_an_exported_policy_acts_alike_in_stable_baselines3(
@@ -538,6 +542,7 @@ def test_a_refined_policy_scores_the_same_in_stable_baselines3(
     assert ours.tolist() == returns
 
 
+@pytest.mark.slow
 def test_the_starting_return_is_shown_first_and_one_near_chance_is_pointed_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,8 @@ from ultra.policies.sb3 import import_policy
 from ultra.policies.sb3.exporting import export_policy
 from ultra.tasks import Task, get_task
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch", reason="needs torch: make install-sb3")
 sb3 = pytest.importorskip("stable_baselines3", reason="needs Stable-Baselines3: make install-sb3")
 

@@ -380,6 +380,7 @@ def test_a_policy_with_programs_acts_with_them_everywhere() -> None:
     np.testing.assert_allclose(pushes(diary.rewards[1], 1), 0.5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hopper", "pong", "CartPole-v1"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_environments_that_are_not_live_stand_still(name: str, workers: int) -> None:
@@ -416,6 +417,7 @@ def collected(request: pytest.FixtureRequest) -> tuple[Task, Policy, list[Trajec
     return task, policy, collect(task, policy, [3, 4, 5], GAMMA, longest=longest, workers=1)
 
 
+@pytest.mark.slow
 def test_an_episode_replays_exactly_from_any_snapshot(collected: tuple[Task, Policy, list[Trajectory]]) -> None:
     """The same observations, facts, rewards and end, bit for bit, however many environments there are."""
     task, _, trajectories = collected

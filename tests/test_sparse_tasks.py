@@ -85,6 +85,7 @@ def test_evaluation_is_about_what_collection_sees() -> None:
     assert evaluate(get_task("sparse-hopper", threshold=50.0), policy, [1, 2], workers=1)[0].mean == 0
 
 
+@pytest.mark.slow
 def test_the_threshold_is_an_option_of_every_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ppo = PPOConfig(environments=2, rollout_steps=16, minibatch=16, epochs=1)
     config = TrainConfig(

@@ -16,6 +16,7 @@ from ultra.common.errors import UltraError
 from ultra.common.statistics import (
     bootstrap_band,
     difference_interval,
+    holm,
     interquartile_mean,
     interval_remark,
     mean_interval,
@@ -25,6 +26,7 @@ from ultra.common.statistics import (
     rises,
     sign_flip_p_value,
     stratified_bootstrap,
+    welch_difference,
 )
 
 Array = NDArray[np.float64]
@@ -49,7 +51,7 @@ def test_the_sign_flip_test_of_a_worked_example() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(VALUES, min_size=2, max_size=8))
+@given(st.lists(st.integers(-20, 20).map(float), min_size=2, max_size=8))  # ties without rounding
 def test_the_sign_flip_test_is_scipys(values: list[float]) -> None:
     theirs = stats.permutation_test(
         (values,), np.sum, permutation_type="samples", alternative="greater", n_resamples=np.inf
@@ -88,6 +90,66 @@ def test_welchs_interval_is_scipys(new: list[float], old: list[float], confidenc
     estimate = difference_interval(new, old, confidence)
     size = max(np.abs(new).max(), np.abs(old).max())
     np.testing.assert_allclose([estimate.low, estimate.high], theirs, rtol=1e-6, atol=1e-6 * size)
+
+
+@settings(deadline=None)
+@given(new=SAMPLES, old=SAMPLES)
+def test_welchs_p_value_is_scipys(new: list[float], old: list[float]) -> None:
+    if min(np.std(new), np.std(old)) < 1e-3:
+        return
+    theirs = stats.ttest_ind(new, old, equal_var=False).pvalue
+    assert welch_difference(np.array(new), np.array(old)).p_value == pytest.approx(theirs, rel=1e-6, abs=1e-9)
+
+
+def test_welchs_test_over_two_tasks_of_a_worked_example() -> None:
+    """Differences 2 and 0, so 1 on average; variances of the means 1 and 1, 4 and 4 with 3 degrees of freedom each.
+
+    The variance of the average is (1 + 1 + 4 + 4) / 4 = 2.5, its degrees of freedom 100 / ((1 + 1 + 16 + 16) / 3).
+    """
+    base = np.array([1.0, -1.0, 1.0, -1.0]) * math.sqrt(3)  # variance 4, of the mean 1
+    new = np.stack([base + 2, 2 * base], axis=1)
+    old = np.stack([base, 2 * base], axis=1)
+    found = welch_difference(new, old)
+    freedom = 100 / (34 / 3)
+    assert found.estimate.mean == pytest.approx(1.0)
+    assert found.estimate.high - 1 == pytest.approx(stats.t.ppf(0.975, freedom) * math.sqrt(2.5))
+    assert found.p_value == pytest.approx(2 * stats.t.sf(1 / math.sqrt(2.5), freedom))
+
+
+def test_a_difference_without_spread_is_certain() -> None:
+    same, other = np.array([1.0, 1.0]), np.array([2.0, 2.0])
+    assert (welch_difference(same, same).p_value, welch_difference(other, same).p_value) == (1.0, 0.0)
+
+
+def test_holms_adjustment_of_a_worked_example() -> None:
+    """Four hypotheses: 4 x 0.01, 3 x 0.02, then 2 x 0.03 and 1 x 0.04, neither below the one before."""
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.02, 1.0, 1.0, 1.0, 1.0]) == pytest.approx([0.1, 1.0, 1.0, 1.0, 1.0])
+    assert holm([0.3, 0.4]) == pytest.approx([0.6, 0.6])
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holms_adjustment_lies_between_none_and_bonferronis(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    for own, found in zip(p_values, adjusted, strict=True):
+        assert own <= found <= min(1.0, len(p_values) * own)
+    order = np.argsort(p_values, kind="stable")
+    assert (np.diff(np.array(adjusted)[order]) >= 0).all()
+
+
+def test_holm_keeps_the_error_over_a_family_where_single_tests_do_not() -> None:
+    """Five tasks without any difference, five seeds each: how often something is called different on some task."""
+    rng = np.random.default_rng(0)
+    single = family = 0
+    repeats = 1000
+    for _ in range(repeats):
+        new, old = rng.normal(size=(2, 5, 5))
+        p_values = [welch_difference(new[:, k], old[:, k]).p_value for k in range(5)]
+        single += min(p_values) <= 0.05
+        family += min(holm(p_values)) <= 0.05
+    assert family <= repeats * 0.05 + 3 * math.sqrt(repeats * 0.05 * 0.95)
+    assert single > 0.15 * repeats
 
 
 @settings(deadline=None)
@@ -297,6 +359,7 @@ def test_a_band_of_curves_resamples_whole_curves() -> None:
     assert (low < curves.mean(axis=(0, 1))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("runs", "expected"), [(2, 0.50), (3, 0.75), (5, 0.90), (10, 0.94)])
 def test_what_is_said_of_few_seeds_is_what_a_simulation_finds(runs: int, expected: float) -> None:
     """Coverage of 95% intervals of the interquartile mean of normal scores, one task."""

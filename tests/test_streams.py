@@ -21,6 +21,7 @@ from ultra.policies.policy import Architecture, Decision, Policy, create_policy,
 from ultra.simulation.branches import Branch, simulate
 from ultra.tasks import Batch, Step, Task, shipped
 from ultra.tasks.batch import Observations
+from ultra.tasks.spaces import Actions
 
 Array = NDArray[np.float64]
 KEYS = st.lists(st.integers(0, 2**40) | st.text(max_size=5), max_size=4)
@@ -46,7 +47,13 @@ class FirstActions:
         pass
 
     def after(
-        self, jobs: NDArray[np.int64], observations: Observations, decision: Decision, step: Step, batch: Batch
+        self,
+        jobs: NDArray[np.int64],
+        observations: Observations,
+        decision: Decision,
+        done: Actions,
+        step: Step,
+        batch: Batch,
     ) -> None:
         for slot in np.flatnonzero(jobs >= 0):
             self.actions[jobs[slot]] = np.asarray(decision.actions[slot], np.float64)

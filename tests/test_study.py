@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from scipy import stats
+from tests.gated import HANGS, Gate
+from tests.gated import TASK as GATED
 
 from ultra import study
 from ultra.api import refine, report
@@ -28,20 +30,19 @@ from ultra.common.files import make_directory
 from ultra.common.locks import Permits, hold_directory, make_permits
 from ultra.common.records import record_from
 from ultra.config import RefineConfig
-from ultra.pipeline.run import Run
+from ultra.pipeline.run import Run, read_curve
 from ultra.policies.io import load_policy
 from ultra.policies.policy import flatten
 from ultra.studies.figures import draw_profiles, draw_task_curves
 from ultra.studies.plan import Job, Study, load_study, read_study, slug
-from ultra.studies.report import notes
-from ultra.studies.runner import prepare
+from ultra.studies.report import notes, tables
+from ultra.studies.runner import plain, prepare
 from ultra.studies.summary import summarize
 from ultra.studies.work import work
 from ultra.tasks import known_tasks
 
 PPO = {"environments": 4, "rollout_steps": 64, "minibatch": 64}
 SETTINGS = {"steps": 1500, "collect": {"episodes": 2}, "evaluate": {"episodes": 3}, "ppo": PPO}
-LONG = SETTINGS | {"steps": 60_000}
 
 
 def content(policy: Path, **changes: Any) -> dict[str, Any]:
@@ -65,28 +66,6 @@ def begin(file: Path, out: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", "from ultra.cli.main import main; main()"]
     command += ["study", str(file), "--out", str(out), "--quiet", "--jobs", "1", *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def await_text(path: Path, text: str, process: subprocess.Popen[str], seconds: float = 90) -> None:
-    until = time.time() + seconds
-    while not path.exists() or text not in path.read_text():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.time() < until, f"{path} did not come to say {text!r}"
-        time.sleep(0.05)
-
-
-def children(pid: int) -> list[int]:
-    found = subprocess.run(["ps", "-A", "-o", "pid=", "-o", "ppid="], capture_output=True, text=True, check=True)
-    pairs = [line.split() for line in found.stdout.splitlines()]
-    return [int(child) for child, parent in pairs if int(parent) == pid]
-
-
-def command_of(pid: int) -> str:
-    """The command line of a process; empty once it has ended."""
-    found = subprocess.run(
-        ["ps", "-ww", "-o", "stat=", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
-    )
-    return "" if found.stdout.startswith("Z") else found.stdout.strip()
 
 
 # Records from plain values
@@ -221,6 +200,7 @@ def test_names_become_directories() -> None:
 # Running
 
 
+@pytest.mark.slow
 def test_a_study_runs_fails_in_part_and_goes_on(
     policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,6 +230,7 @@ def test_a_study_runs_fails_in_part_and_goes_on(
     assert (out / "runs" / "CartPole_v1-ppo-0" / "result.json").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_tried_again(policy: Path, tmp_path: Path) -> None:
     file, out = write(tmp_path / "s.yaml", content(policy, seeds=[0])), tmp_path / "out"
     run_directory = out / "runs" / "CartPole_v1-ppo-0"
@@ -263,41 +244,48 @@ def test_a_failed_run_is_tried_again(policy: Path, tmp_path: Path) -> None:
     assert not (run_directory / "error.txt").exists()
 
 
+def gated(policy: Path, gate: Gate) -> dict[str, Any]:
+    """A study of one run that waits at a gate."""
+    value = content(policy, seeds=[0], settings=SETTINGS | {"env": gate.settings})
+    return value | {"tasks": {GATED: value["tasks"]["CartPole-v1"]}}
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The result of a longer run, made in one go in this process."""
+    """The result of the same run, made in one go in this process."""
     path = tmp_path_factory.mktemp("uninterrupted")
-    config = record_from(
-        RefineConfig, {"task": "CartPole-v1", "policy": str(policy), "method": "ppo", "workers": 1} | LONG
-    )
-    loaded: dict[str, Any] = json.loads(json.dumps(refine(config, path / "run")))
+    gate = Gate(path / "gate", path / "run")
+    gate.open()
+    given = {"task": GATED, "policy": str(policy), "method": "ppo", "workers": 1, "env": gate.settings}
+    loaded: dict[str, Any] = json.loads(json.dumps(refine(record_from(RefineConfig, given | SETTINGS), path / "run")))
     return loaded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_study_goes_on_to_the_same_results(
     policy: Path, tmp_path: Path, number: int, uninterrupted: dict[str, Any]
 ) -> None:
     """Ctrl-C ends the runs; when the study is killed outright, they end by themselves."""
-    file, out = write(tmp_path / "s.yaml", content(policy, seeds=[0], settings=LONG)), tmp_path / "out"
-    run_directory = out / "runs" / "CartPole_v1-ppo-0"
+    out = tmp_path / "out"
+    run_directory = out / "runs" / "Gated_v0-ppo-0"
+    gate = Gate(tmp_path / "gate", run_directory)
+    file = write(tmp_path / "s.yaml", gated(policy, gate))
     process = begin(file, out)
-    await_text(run_directory / "progress.json", "return", process)
-    own = [pid for pid in children(process.pid) if "spawn_main" in command_of(pid)]
-    assert len(own) == 1, [command_of(pid) for pid in children(process.pid)]
+    (own,) = gate.wait_for(1, process)
     os.kill(process.pid, number)
-    status = process.wait(timeout=30)
-    assert status == (130 if number == signal.SIGINT else -signal.SIGKILL)
-    until = time.time() + 20
-    while command_of(own[0]):
-        assert time.time() < until, "the run outlives its study"
-        time.sleep(0.1)
-    assert (run_directory / "round-1" / "checkpoint.npz").exists()
-    assert not (run_directory / "result.json").exists()
+    assert process.wait(HANGS) == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    with hold_directory(run_directory, patience=HANGS):  # free when the run's process has ended
+        assert not (run_directory / "result.json").exists()
+        assert (run_directory / "round-1" / "checkpoint.npz").exists()
+        assert len(read_curve(run_directory / "curve.csv")) == 2
+    gate.open()
     assert study(file, out, jobs=1).done == 1
-    assert result(out, "CartPole_v1-ppo-0") == uninterrupted
+    assert gate.waiting() == {own}
+    assert result(out, "Gated_v0-ppo-0") == uninterrupted
 
 
+@pytest.mark.slow
 def test_a_study_that_changed_its_runs_needs_another_directory(policy: Path, tmp_path: Path) -> None:
     file, out = (
         write(tmp_path / "s.yaml", content(policy, seeds=[0], methods=["none"], baseline="none")),
@@ -317,6 +305,7 @@ def test_a_study_that_changed_its_runs_needs_another_directory(policy: Path, tmp
         study(file, tmp_path / "else")
 
 
+@pytest.mark.slow
 def test_a_study_that_was_moved_goes_on(policy: Path, tmp_path: Path) -> None:
     """Nothing is done again, and what was missing is done where the study is now."""
     file, out, moved = tmp_path / "s.yaml", tmp_path / "out", tmp_path / "elsewhere" / "moved"
@@ -342,6 +331,7 @@ def test_a_run_that_was_moved_with_its_policy_goes_on_but_not_with_another(polic
         Run.start(tmp_path / "b" / "run", "refine", config)
 
 
+@pytest.mark.slow
 def test_a_study_starts_from_a_zip_of_stable_baselines3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("stable_baselines3")
     from stable_baselines3 import PPO
@@ -427,6 +417,7 @@ def test_the_live_table_shows_what_is_done_failed_and_under_way(policy: Path, tm
 # Starting policies, and the report
 
 
+@pytest.mark.slow
 def test_a_study_trains_its_starting_policies_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task = {"train": {"steps": 1000, "ppo": PPO}, "reference": 500}
     value = content(tmp_path, tasks={"<b>Cart</b>": {"task": "CartPole-v1", **task}})
@@ -454,6 +445,7 @@ def test_a_study_trains_its_starting_policies_and_reports(tmp_path: Path, capsys
     assert "| a\\|b | " in printed
 
 
+@pytest.mark.slow
 def test_when_no_run_could_start_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The starting policies are trained, but nothing that a report could compare is there; one line for one cause."""
     task = {"train": {"steps": 1000, "ppo": PPO}, "reference": 500}
@@ -508,8 +500,53 @@ def test_a_stopped_study_scores_together_what_was_compared(tmp_path: Path) -> No
     assert "over 3 (hopper), 2 (pong), 2 (reacher) episodes" in " ".join(notes(found))
 
 
+def test_claims_are_adjusted_for_the_number_of_tasks(tmp_path: Path) -> None:
+    """On one task of two p is 0.04: twice that is no claim. Only the planned comparison is the main one."""
+    tasks = {name: {"reference": 20} for name in ("hopper", "pong")}
+    methods = ["ppo", "jsrl", "random"]
+    study = read_study({"tasks": tasks, "methods": methods, "main": {"method": "jsrl"}, "seeds": [0, 1, 2]}, "s")
+    assert read_study(plain(study), "s") == study
+    scores = {
+        ("hopper", "ppo"): [10.0, 11.0, 12.0], ("hopper", "jsrl"): [12.5, 13.5, 14.5],
+        ("hopper", "random"): [20.0, 21.0, 22.0], ("pong", "ppo"): [10.0, 11.0, 12.0],
+        ("pong", "jsrl"): [11.0, 12.0, 10.0],
+    }  # fmt: skip
+    finished_runs(study, tmp_path, scores)
+    found = summarize(study, tmp_path)
+    main, exploratory = found.claims
+    alone = stats.ttest_ind([12.5, 13.5, 14.5], [10, 11, 12], equal_var=False).pvalue
+    assert 0.02 < alone < 0.05
+    assert main.tests["hopper"].difference.p_value == pytest.approx(alone)
+    assert main.tests["hopper"].adjusted == pytest.approx(2 * alone)
+    assert str(main).startswith(
+        "Main comparison: jsrl against ppo over 2 tasks: better on none and worse on none, Holm-adjusted at 5%. "
+        "Mean difference of normalised scores +0.25 ["
+    )
+    assert str(exploratory).startswith(
+        "Exploratory: random against ppo over 2 tasks: better on hopper (p < 0.001) and worse on none, Holm-adjusted "
+        "at 5%; 1 not tested for want of seeds"
+    )
+    _, header, rows = next(table for table in tables(found) if table[0] == "hopper")
+    column = header.index("better than ppo, Holm-adjusted over the tasks")
+    assert [row[column] for row in rows] == ["", f"not shown, p = {2 * alone:.3f}", "better, p < 0.001, exploratory"]
+    assert str(main) in notes(found)
+
+
+@pytest.mark.parametrize(
+    ("main", "message"),
+    [
+        ({"method": "jslr"}, "main.method 'jslr' is not in the study: did you mean 'jsrl'?"),
+        ({"method": "jsrl", "against": "pop"}, "main.against 'pop' is not in the study"),
+        ({"method": "ppo"}, "main compares 'ppo' with itself"),
+    ],
+)
+def test_a_main_comparison_must_be_in_the_study(main: dict[str, str], message: str) -> None:
+    with pytest.raises(UltraError, match=re.escape(message)):
+        read_study({"tasks": ["hopper"], "methods": ["ppo", "jsrl"], "main": main}, "s")
+
+
 @pytest.mark.parametrize("contenders", [3, 9])
-def test_pictures_of_few_and_of_many_methods(contenders: int, tmp_path: Path) -> None:
+def test_pictures_of_few_and_of_many_methods(contenders: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many get a panel each; a method without a learning curve is shown all the same."""
     names = [f"ppo-{number}" for number in range(contenders)]
     methods = {name: {"method": "ppo"} for name in names}
@@ -519,10 +556,23 @@ def test_pictures_of_few_and_of_many_methods(contenders: int, tmp_path: Path) ->
     for seed in (0, 1):
         (tmp_path / "runs" / f"hopper-ppo_0-{seed}" / "curve.csv").unlink()
     found = summarize(study, tmp_path)
+    drawn: list[Any] = []
+    monkeypatch.setattr("ultra.studies.figures.save_figure", lambda figure, path: drawn.append(figure))
     draw_task_curves(found, "hopper", tmp_path / "curves.png")
     draw_profiles(found, tmp_path / "profiles.png")
-    for name in ("curves.png", "profiles.png"):
-        assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+    curves, profiles = ([axes for axes in figure.axes if axes.get_visible()] for figure in drawn)
+    assert len(curves) == len(profiles) == (1 if contenders == 3 else 8)
+    legends = [text.get_text() for legend in drawn[0].legends for text in legend.texts]
+    titles = legends or [axes.get_title() for axes in curves]
+    assert set(titles) == {f"{name} (2)" for name in names if legends or name != "ppo-1"}
+    # A dot for the score of each seed; and where there is a learning curve, its mean up to the budget.
+    dots = [line.get_ydata() for axes in curves for line in axes.lines if line.get_marker() == "o"]
+    assert all(any(np.array_equal(dot, [10.0 + k, 12.0 + k]) for dot in dots) for k in range(contenders))
+    lines = [line for axes in curves for line in axes.lines if len(line.get_xdata()) > 9]
+    means = {line.get_label(): line.get_ydata()[-1] for line in lines}
+    assert means == {f"ppo-{k} (2)": pytest.approx(11.0 + k) for k in range(1, contenders)}
+    shares = [line.get_ydata() for axes in profiles for line in axes.lines if len(line.get_xdata()) > 9]
+    assert all(share[0] == 1 and share[-1] == 0 for share in shares)
 
 
 def test_a_report_before_any_run_says_so(tmp_path: Path, policy: Path) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tests.gated import TASK, Gate
 
 from ultra import study
 from ultra.api import report
@@ -19,7 +20,7 @@ from ultra.api import report
 ray: Any = pytest.importorskip("ray", reason="needs the extra `ray` (make install-ray)")
 
 PPO = {"environments": 4, "rollout_steps": 64, "minibatch": 64}
-SETTINGS = {"steps": 60_000, "evaluate": {"episodes": 3}, "ppo": PPO}
+SETTINGS = {"steps": 1500, "evaluate": {"episodes": 3}, "ppo": PPO}
 
 
 @pytest.fixture
@@ -41,32 +42,33 @@ def attempts(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@pytest.mark.slow
 def test_every_run_is_done_once_although_a_node_dies(cluster: Any, policy: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "s.yaml", tmp_path / "out"
+    gate = Gate(tmp_path / "gate", out / "runs" / "*")
     value = {
-        "tasks": {"CartPole-v1": {"policy": str(policy), "reference": 500}},
+        "tasks": {TASK: {"policy": str(policy), "reference": 500}},
         "methods": ["ppo"],
         "seeds": [0, 1, 2],
-        "settings": SETTINGS,
+        "settings": SETTINGS | {"env": gate.settings},
     }
-    file, out = tmp_path / "s.yaml", tmp_path / "out"
     file.write_text(yaml.safe_dump(value))
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=80_000_000) for _ in range(2)]
     cluster.wait_for_nodes()
-    runs = [out / "runs" / f"CartPole_v1-ppo-{seed}" for seed in (0, 1, 2)]
+    runs = [out / "runs" / f"Gated_v0-ppo-{seed}" for seed in (0, 1, 2)]
     killed: list[float] = []
 
     def kill_a_node() -> None:
-        """Once both nodes are training."""
-        until = time.time() + 120
-        while sum("return" in read(run / "progress.json") for run in runs) < 2 and time.time() < until:
-            time.sleep(0.05)
+        """While a run waits on each."""
+        gate.wait_for(2)
         cluster.remove_node(nodes[0], allow_graceful=False)
         killed.append(time.time())
+        gate.open()
 
-    killer = threading.Thread(target=kill_a_node)
-    killer.start()
-    outcome = study(file, out, on="ray")
-    killer.join()
+    with ThreadPoolExecutor(1) as pool:
+        killing = pool.submit(kill_a_node)
+        outcome = study(file, out, on="ray")
+        killing.result()
     assert (outcome.done, outcome.failed) == (3, {})
     tried = [attempts(run) for run in runs]
     assert [len(entries) for entries in tried] == [1, 1, 1]  # what was killed has left no line
@@ -75,11 +77,4 @@ def test_every_run_is_done_once_although_a_node_dies(cluster: Any, policy: Path,
     assert [entry["seed"] for entry in table["runs"]] == [0, 1, 2]
     assert table["missing"] == []
     for entry in table["runs"]:
-        assert entry["budget"]["used"] <= 60_000
-
-
-def read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
+        assert entry["budget"]["used"] <= 1500

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from ultra.advice.records import Advice, CriticalState, Verification
+from ultra.advice.records import Advice, CriticalState, Entry, Verification
 from ultra.config import VerifyConfig
 from ultra.policies.policy import Architecture, Policy, create_policy, flatten, unflatten
 from ultra.simulation.budget import StepBudget
@@ -29,6 +29,7 @@ from ultra.tasks import Snapshot, Step
 from ultra.tasks.batch import Facts, Indices, Live, Observations
 from ultra.tasks.plans import Plan, Segment
 from ultra.tasks.spaces import Actions, ActionSpace, Continuous, Discrete
+from ultra.verification.recheck import Recheck
 from ultra.verification.verdicts import (
     FIRST_LOOK,
     FUTILITY,
@@ -36,6 +37,7 @@ from ultra.verification.verdicts import (
     interim_analyses,
     interval,
     predictive_probability,
+    suggestions_of,
     verdict_of,
     verify,
 )
@@ -165,6 +167,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("plan", "space", "logits", "game"), CASES)
 @pytest.mark.parametrize("branches", [8, 64])
 def test_worthless_advice_rarely_helps(
@@ -443,3 +446,35 @@ def test_the_audit_counts_verdicts_and_their_cost() -> None:
     }
     assert audit([])["mean_advantage"] is None
     assert audit(advice[1:2])["steps_per_helpful"] is None
+
+
+def test_audits_of_earlier_versions_are_read() -> None:
+    assert suggestions_of(audit([])) == 0
+    assert suggestions_of({"advices": 3, "helps": 1}) == 3
+
+
+# Again, while training goes on
+
+
+def test_a_recheck_counts_the_steps_that_it_took_and_draws_fresh_pairs_each_time() -> None:
+    """Also where the budget holds less than the allowance; a resumed training repeats what was to come."""
+    advice = Advice(CriticalState(0, 0, 1.0, ""), SET, 0.5, -0.5, "", "test")
+    entry = Entry(advice, np.zeros(3), candidate(SET).start or b"", np.zeros((1, 1)))
+
+    def recheck(total: int) -> tuple[Recheck, StepBudget]:
+        budget = StepBudget(total)
+        return Recheck(Game(), [entry], VerifyConfig(branches=8), 1.0, 5, budget, 3000, (7, "recheck")), budget
+
+    first, budget = recheck(130)
+    found = [first.run(player(FORCE), [0]) for _ in range(3)]
+    assert first.state() == {"done": 3, "spent": budget.used}
+    assert budget.spent["verify"] == 2 * 2 * FIRST_LOOK * STEPS  # the third could not afford 16 branches of 5 steps
+    assert found[2] == [None]
+    assert found[0] != found[1]
+
+    before, budget = recheck(130)
+    before.run(player(FORCE), [0])
+    resumed, budget = recheck(130)
+    resumed.load_state(before.state())
+    assert resumed.run(player(FORCE), [0]) == found[1]
+    assert budget.used == resumed.state()["spent"]

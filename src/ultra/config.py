@@ -101,6 +101,31 @@ class LateConfig:
 
 
 @dataclass(frozen=True)
+class AnchorConfig:
+    """Training on from an improved policy is held to it, so that what was found is not forgotten."""
+
+    critic_rollouts: int = 4
+    """Rollouts in which only the critic is fitted, before the actor moves."""
+    noise: float = 0.2
+    """Most exploration noise at the start: its standard deviation as a share of half an action's range."""
+    weight: float = 1.0
+    """Weight of the Kullback-Leibler divergence from the policy with which training began; 0 leaves it out."""
+    floor: float = 0.1
+    """Share of that weight which stays to the end."""
+    anneal_until: float = 1.0
+    """Share of training over which the weight falls to its floor, linearly."""
+    direction: Literal["reference", "policy"] = "reference"
+    """From which distribution the divergence is taken: KL(reference || policy) or KL(policy || reference)."""
+
+    def __post_init__(self) -> None:
+        _check(self.critic_rollouts >= 0, "keep.critic_rollouts", self.critic_rollouts, "at least 0")
+        _check(self.noise > 0, "keep.noise", self.noise, "positive")
+        _check(self.weight >= 0, "keep.weight", self.weight, "at least 0")
+        _check(0 <= self.floor <= 1, "keep.floor", self.floor, "between 0 and 1")
+        _check(0 < self.anneal_until <= 1, "keep.anneal_until", self.anneal_until, "in (0, 1]")
+
+
+@dataclass(frozen=True)
 class AnalyseConfig:
     """Stage 2: critical states and advice."""
 
@@ -204,7 +229,7 @@ class VerifyConfig:
 class ProgramsConfig:
     """Programs for the whole policy: proposed in turns, raced, tuned, verified, and adopted."""
 
-    share: Annotated[float, arg(aliases=["--programs-share"])] = 0.4
+    share: Annotated[float, arg(aliases=["--programs-share"])] = 0.35
     """Share of the step budget for all of that; 0 asks for none. Methods `ultra-a` and `ultra-ra` with verified trust
     only: programs act."""
     ask: Annotated[Literal["auto", "first", "last"], arg(aliases=["--ask"])] = "auto"
@@ -217,17 +242,16 @@ class ProgramsConfig:
     verify: float = 0.15
     """Part of the share for verifying the best programs in fresh whole episodes."""
     adopt: Literal["auto", "graft", "distil", "program"] = "auto"
-    """How verified programs become part of the policy: put into its network exactly where possible, else taught to
-    it (DAgger), else kept as programs; or one of these alone."""
+    """How verified programs become part of the policy: put into its network exactly where possible, else
+    taught to it (DAgger), else kept as programs; or one of these alone."""
     distil: float = 0.25
-    """Part of the share for teaching programs to the network, at most."""
+    """Most steps for teaching programs to the network, as a part of that share; they are taken from what is left."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.share < 1, "programs.share", self.share, "in [0, 1)")
         _check(1 <= self.turns <= 20, "turns", self.turns, "between 1 and 20")
         _check(0 < self.verify < 1, "programs.verify", self.verify, "between 0 and 1")
         _check(0 <= self.distil < 1, "programs.distil", self.distil, "in [0, 1)")
-        _check(self.verify + self.distil < 1, "programs.distil", self.distil, "below 1 together with --programs.verify")
 
 
 @dataclass(frozen=True)
@@ -405,6 +429,7 @@ class RefineConfig:
     analyse: AnalyseConfig = field(default_factory=AnalyseConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)
     late: LateConfig = field(default_factory=LateConfig)
+    keep: AnchorConfig = field(default_factory=AnchorConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     programs: ProgramsConfig = field(default_factory=ProgramsConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)

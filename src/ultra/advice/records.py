@@ -43,15 +43,15 @@ class CriticalState:
 
 @dataclass(frozen=True)
 class Verification:
-    """What paired branches found of an advice.
+    """What paired branches found of a suggestion.
 
     Attributes:
         advantage: mean paired difference of the discounted return, with advice minus without.
         low, high: confidence interval of the advantage.
         pairs: pairs of branches behind it.
-        strength: the factor of the change that was chosen.
-        verdict: from the interval: above zero, below zero, or around it.
-        steps: environment steps that it took.
+        strength: factor of a relative plan's changes.
+        verdict: whether the interval lies above zero, below zero, or around it.
+        steps: environment steps taken.
     """
 
     advantage: float

@@ -108,9 +108,7 @@ def advise_question(brief: Brief, index: int, episode: Trajectory, states: Seque
     values = {
         "summary": describe_outcome(task, episode, brief.effects.split if brief.effects else None),
         "states": "\n".join(f"- t = {state.t}: {state.explanation}" for state in states),
-        "windows": describe_windows(
-            task, episode, [state.t for state in states], longest, int(WINDOWS * brief.tokens)
-        ),
+        "windows": describe_windows(task, episode, [state.t for state in states], longest, int(WINDOWS * brief.tokens)),
         "form": form,
         "plan": json.dumps(plan),
         "failed": _failed(brief),
@@ -147,18 +145,19 @@ def _language(task: Task) -> str:
     names = [action.name for action in task.card.actions]
     if isinstance(task.action_space, Discrete):
         values = {
-            "acts": f"names the action that is taken: {{\"when\": \"...\", \"action\": \"{names[-1]}\"}}.",
-            "order": "Where several hold, the last one counts; where none does, the agent's own action is taken.",
+            "acts": f'names the action that is taken: {{"when": "...", "action": "{names[-1]}"}}.',
+            "order": "`set` replaces an action; `add` adds to what stands by then: the agent's own action, or "
+            "what earlier rules made of it. Only at the very end are actions clipped to their bounds.",
             "agent": f"1 if the agent itself chooses that action, else 0, for instance agent({names[-1]}); "
             f"{'it samples its actions' if task.sampled_evaluation else 'it takes its most likely action'}.",
         }
     else:
         values = {
-            "acts": "sets or changes actions: {\"when\": \"...\", \"set\": {action: expression}, "
-            "\"add\": {action: expression}}.",
-            "order": "`set` replaces an action; `add` adds to what stands by then, which is the agent's own action or "
+            "acts": 'sets or changes actions: {"when": "...", "set": {action: expression}, '
+            '"add": {action: expression}}.',
+            "order": "`set` replaces an action; `add` adds to what stands by then: the agent's own action or "
             "what earlier rules made of it. Only at the very end are actions clipped to their bounds.",
-            "agent": f"what the agent itself does, its most likely action, not clipped, for instance agent({names[0]}).",
+            "agent": f"what the agent itself does: its most likely action, not clipped; here, say, agent({names[0]}).",
         }
     known = values | {"syntax": SYNTAX, "limits": LIMITS}
     return Template(text).substitute(known).strip()
@@ -184,7 +183,9 @@ def _named(brief: Brief, states: Sequence[CriticalState]) -> str:
         line = f"- episode {state.episode}, t = {state.t}: {state.explanation[:EXPLAINED]}"
         item = found.pop((state.episode, state.t), None)
         lines.append(line + (f" {_outcome(brief, item)}" if item is not None else ""))
-    lines += [f"- {item.state.explanation[:EXPLAINED]} {_outcome(brief, item)}" for item in list(found.values())[:FAILED]]
+    lines += [
+        f"- {item.state.explanation[:EXPLAINED]} {_outcome(brief, item)}" for item in list(found.values())[:FAILED]
+    ]
     return "\n".join(lines) or "None."
 
 

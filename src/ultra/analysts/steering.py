@@ -16,8 +16,8 @@ from ultra.tasks.spaces import Discrete
 MEASURING = 0.1
 """Share of the allowance for measuring what actions do, at most."""
 BAND = (0.5, 0.1, 1.0)
-"""A controller rests while its error is below this share of what one push moves: where the search begins, and its range.
-Half of it is nearest to the aim, but what moves in whole pixels is sensitive to it."""
+"""A controller rests while its error is below this share of what one push moves: where the search begins, and its
+range. Half of it is nearest to the aim, but what moves in whole pixels is sensitive to it."""
 LEAD = 12.0
 """Most steps by which an aim's movement is looked ahead."""
 AIMS = 2
@@ -102,9 +102,9 @@ def _controller(case: Case, column: int, aim: int, context: str, step: float, mo
         error += f" - {brake} * {card.fact_names[own]}"
     within = f"{context} and " if context else ""
     raising, lowering, neutral = moves
-    name = f"{card.fact_names[column]}_to_{card.fact_names[aim]}" + (
-        f"_{context.split(maxsplit=1)[0]}" if context else ""
-    )
+    name = f"{card.fact_names[column]}_to_{card.fact_names[aim]}"
+    if context:
+        name += f"_{context.split(maxsplit=1)[0]}"
     return Program(
         name[:80],
         (

@@ -163,7 +163,9 @@ def turn_text(task: Task, report: TurnReport, tokens: int, programs: str) -> str
         "tried": "\n\n".join(_tried(number, item, report) for number, item in enumerate(report.tried, 1)),
         "traces": _traces(task, report, tokens),
         "left_turns": (
-            f"There {'is one more turn' if left == 1 else f'are {left} more turns'}." if left > 0 else "This is the last."
+            f"There {'is one more turn' if left == 1 else f'are {left} more turns'}."
+            if left > 0
+            else "This is the last."
         ),
         "programs": programs,
     }
@@ -205,9 +207,7 @@ def _found(item: Tried) -> str:
         interval = f" [{item.low:+.3g}, {item.high:+.3g}]"
     over = f" over {item.pairs} common episode{'s' * (item.pairs > 1)}" if item.pairs else " in its first episodes"
     verdict = f"; verified in fresh episodes: {item.verdict}" if item.verdict else ""
-    return (
-        f"{item.difference:+.3g}{interval} to the agent alone{over} ({item.episodes} played to tune it){verdict}."
-    )
+    return f"{item.difference:+.3g}{interval} to the agent alone{over} ({item.episodes} played to tune it){verdict}."
 
 
 def _parameter(parameter: Parameter) -> str:
@@ -242,4 +242,3 @@ def _traces(task: Task, report: TurnReport, tokens: int) -> str:
             name = f" of {report.best_name}" if report.best_name else ""
             parts.append(f"## {'An' if kind == 'best' else 'The median'} episode{name}\n\n{text}")
     return "\n\n".join(parts)
-

@@ -308,9 +308,7 @@ class _Bench:
         return np.stack(facts), np.stack(lived)
 
 
-def _effect(
-    task: Task, name: str, steps: int, mean: NDArray[np.float64], spread: NDArray[np.float64]
-) -> Effect:
+def _effect(task: Task, name: str, steps: int, mean: NDArray[np.float64], spread: NDArray[np.float64]) -> Effect:
     size = np.abs(mean[:, :-1] / spread).max(axis=0)
     changes = []
     for column in np.argsort(-size, kind="stable")[:SHOWN]:

@@ -41,7 +41,7 @@ def mean_interval(sample: Sequence[float], confidence: float = 0.95) -> Estimate
     """Mean of a sample with its Student-t interval.
 
     Raises:
-        UltraError: for fewer than two values, of which no interval can be had.
+        UltraError: for fewer than two values.
     """
     values = np.asarray(sample, dtype=np.float64)
     if len(values) < 2:
@@ -52,18 +52,63 @@ def mean_interval(sample: Sequence[float], confidence: float = 0.95) -> Estimate
     return Estimate(mean, mean - width, mean + width, len(values))
 
 
+@dataclass(frozen=True)
+class Difference:
+    """A difference of means, new minus old, with Welch's interval and test."""
+
+    estimate: Estimate
+    p_value: float
+    """Two-sided, of no difference."""
+
+
+def welch_difference(new: Array, old: Array, confidence: float = 0.95) -> Difference:
+    """Mean over tasks of the difference of means, by Welch's t test with tasks as strata.
+
+    Args:
+        new: (runs, tasks); runs of one task, (runs,).
+        old: likewise, perhaps another number of runs.
+        confidence: of the interval.
+
+    Raises:
+        UltraError: for fewer than two runs of either.
+    """
+    count = len(new)
+    if min(count, len(old)) < 2:
+        raise UltraError(f"an interval needs at least 2 values of each, not {count} and {len(old)}")
+    samples = [np.asarray(sample, dtype=np.float64).reshape(len(sample), -1) for sample in (new, old)]
+    tasks = samples[0].shape[1]
+    mean = float(np.mean(samples[0].mean(axis=0) - samples[1].mean(axis=0)))
+    variances = [sample.var(axis=0, ddof=1) / (len(sample) * tasks**2) for sample in samples]
+    variance = float(sum(part.sum() for part in variances))
+    if variance**2 == 0.0:  # no spread, or one too small to be squared
+        return Difference(Estimate(mean, mean, mean, count), float(mean == 0.0))
+    parts = zip(variances, samples, strict=True)
+    freedom = variance**2 / sum(float((part**2).sum()) / (len(sample) - 1) for part, sample in parts)
+    width = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * math.sqrt(variance)
+    p_value = 2 * float(stats.t.sf(abs(mean) / math.sqrt(variance), freedom))
+    return Difference(Estimate(mean, mean - width, mean + width, count), p_value)
+
+
 def difference_interval(new: Sequence[float], old: Sequence[float], confidence: float = 0.95) -> Estimate:
     """Difference of two means, new minus old, with Welch's interval."""
-    a, b = np.asarray(new, dtype=np.float64), np.asarray(old, dtype=np.float64)
-    if min(len(a), len(b)) < 2:
-        raise UltraError(f"an interval needs at least 2 values of each, not {len(a)} and {len(b)}")
-    mean = float(a.mean() - b.mean())
-    va, vb = float(a.var(ddof=1)) / len(a), float(b.var(ddof=1)) / len(b)
-    if (va + vb) ** 2 == 0.0:  # no spread, or one too small to be squared
-        return Estimate(mean, mean, mean, len(a))
-    freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
-    width = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * math.sqrt(va + vb)
-    return Estimate(mean, mean - width, mean + width, len(a))
+    return welch_difference(np.asarray(new), np.asarray(old), confidence).estimate
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for testing a family of hypotheses (Holm, 1979).
+
+    Rejecting where they are at most 5% rejects any true hypothesis of the family with at most 5% probability, however
+    the tests depend on each other.
+
+    Args:
+        p_values: of all hypotheses of the family; 1 for one that could not be tested.
+    """
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted
 
 
 MOST_FLIPPED = 16
@@ -200,7 +245,7 @@ ENOUGH_RUNS = 5
 
 
 def interval_remark(runs: int) -> str:
-    """What to say about 95% bootstrap intervals of so many runs for each task; empty if they can be relied on.
+    """A caveat about 95% bootstrap intervals from this number of runs for each task; empty if they are reliable.
 
     The figures are those of the simulation in the tests (interquartile mean, one task, normal scores).
     """

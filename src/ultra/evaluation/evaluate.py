@@ -25,17 +25,17 @@ def evaluate(
     """Play whole episodes with the most likely actions, or sampled ones where the task says so.
 
     Args:
-        task: where; its Gymnasium environment is used, not the batch engine.
-        policy: who.
-        seeds: one for each episode.
+        task: the task; its Gymnasium environment is used, not the batch engine.
+        policy: the policy to evaluate.
+        seeds: (episodes,), passed to `reset(seed=...)`.
         workers: processes; 0 uses all cores.
-        sampled: whether actions are sampled; None as the task says.
+        sampled: sample actions instead of taking the most likely ones; None as the task says.
 
     Returns:
         The mean return with its 95% interval, the returns (episodes,), and the steps taken.
 
     Raises:
-        PolicyError: if the policy was made for other spaces.
+        PolicyError: if the policy has other observation or action spaces than the task.
     """
     sampled = task.sampled_evaluation if sampled is None else sampled
     check_fits(policy, task.name, task.observation_size, task.action_space, task.card.fact_names)

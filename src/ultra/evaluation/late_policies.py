@@ -32,19 +32,20 @@ BEFORE = "before training"
 
 
 class LatePolicies:
-    """Policies that a training passes through near its end, on disk.
+    """Policies that a training passes through near its end, or all along, on disk.
 
     Args:
         folder: holds a folder for each, named by its training steps.
         most: policies to keep, the last one among them.
+        last: the part of training from which they are kept; 1 for all of it.
     """
 
-    def __init__(self, folder: Path, most: int) -> None:
-        self._folder, self._most = folder, most
+    def __init__(self, folder: Path, most: int, last: float = LAST) -> None:
+        self._folder, self._most, self._last = folder, most, last
 
     def wants(self, iteration: int, iterations: int) -> bool:
         """Whether the policy after an iteration (counted from 1) is to be kept."""
-        stretch = max(1, int(LAST * iterations))
+        stretch = max(1, int(self._last * iterations))
         apart = -(-stretch // self._most)
         left = iterations - iteration
         return left < stretch and left % apart == 0

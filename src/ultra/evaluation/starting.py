@@ -28,7 +28,7 @@ class Start:
     chance: tuple[float, ...]
     """(episodes,) of an untrained policy whose actions are sampled."""
     steps: int
-    """Environment steps that were needed."""
+    """Environment steps taken."""
 
     @property
     def estimate(self) -> Estimate:
@@ -37,7 +37,7 @@ class Start:
 
     @property
     def warning(self) -> str | None:
-        """A remark where the policy is not better than chance with confidence."""
+        """A remark if the policy is not significantly better than an untrained one."""
         if difference_interval(self.returns, self.chance).low > 0:
             return None
         return (
@@ -60,9 +60,9 @@ def measure_start(task: Task, policy: Policy, seeds: list[int], workers: int = 0
     """Play the evaluation's episodes with the starting policy, and a few with an untrained one.
 
     Args:
-        task: where.
+        task: the task.
         policy: the starting policy.
-        seeds: one for each episode.
+        seeds: (episodes,), the same as in the final evaluation.
         workers: processes; 0 uses all cores.
     """
     _, returns, steps = evaluate(task, policy, seeds, workers=workers)

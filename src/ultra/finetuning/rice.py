@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ultra.finetuning.novelty import Novelty
 from ultra.policies.policy import Policy
 from ultra.ppo.guidance import NoGuidance
-from ultra.tasks.batch import Facts, Indices, Observations, Snapshot
+from ultra.tasks.batch import Facts, Indices, Snapshot, Step
 from ultra.tasks.spaces import Actions
 
 
@@ -60,10 +60,10 @@ class RiceGuidance(NoGuidance):
         self._counts[:2] += (len(starts), sum(start is not None for start in starts))
         return starts
 
-    def observe(self, observations: Observations) -> None:
+    def observe(self, step: Step, facts: Facts | None) -> None:
         """How new is what the step led to?"""
         if self._novelty is not None:
-            self._bonus = self._novelty.bonus(observations)
+            self._bonus = self._novelty.bonus(step.observations)
             self._counts[2:] += (len(self._bonus), self._bonus.sum())
 
     def reward(self, facts: Facts | None, actions: Actions, rewards: NDArray[np.float64]) -> NDArray[np.float64]:

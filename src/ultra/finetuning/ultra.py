@@ -25,7 +25,7 @@ from ultra.policies.policy import Policy, log_prob
 from ultra.ppo.guidance import Intervention, LossTerm
 from ultra.programs.compiled import Controller
 from ultra.programs.executor import Executor
-from ultra.tasks.batch import Facts, Indices, Observations, Snapshot
+from ultra.tasks.batch import Facts, Indices, Observations, Snapshot, Step
 from ultra.tasks.plans import PlanTable
 from ultra.tasks.spaces import Actions, ActionSpace
 from ultra.verification.recheck import Recheck
@@ -173,7 +173,7 @@ class UltraGuidance:
             change.weights[where] = self._beta * self._worth[self._active[where]]
         return change
 
-    def observe(self, observations: Observations) -> None:
+    def observe(self, step: Step, facts: Facts | None) -> None:
         """Where a step leads is of no concern to advice."""
 
     def _match(self, facts: Facts) -> None:

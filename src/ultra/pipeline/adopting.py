@@ -117,11 +117,10 @@ def adopt(
 
 def _taught(case: Case, plan: Round, config: RefineConfig, controller: Controller) -> tuple[Policy | None, str]:
     """The network that learned to do what the programs do, if it is about as good; and what was found."""
-    if not plan.distil:
-        return None, "no steps are planned for it"
     rng = stream(config.seed, "round", plan.number, "distil")
     horizon, _ = episode_lengths(case)
-    allowance = min(plan.distil, case.budget.remaining)
+    most = int(config.programs.distil * config.programs.share * config.steps)
+    allowance = min(most, case.budget.remaining)
     compared = min(allowance // 2, 3 * COMPARED * horizon)  # the agent, the programs and the student
     try:
         found = distil(

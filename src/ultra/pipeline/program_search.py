@@ -27,7 +27,7 @@ from ultra.programs.records import Potential, Program
 from ultra.simulation.paired import Candidate, PairedEvaluator
 from ultra.tuning.entrants import Proposal, enter
 from ultra.tuning.race import Race, Standing, race
-from ultra.verification.verdicts import verify
+from ultra.verification.verdicts import FIRST_LOOK, verify
 
 CARRIED = 3
 """Programs that go on to the next turn with their tuned numbers."""
@@ -98,10 +98,10 @@ class ProgramSearch:
         """Instructions of programs that are followed together."""
         return compile_programs(programs, self._names, self._actions, self.case.task.action_space)
 
-    def _evaluator(self, purpose: str, allowance: int, *key: int | str) -> PairedEvaluator:
+    def _evaluator(self, purpose: str, allowance: int, longest: int, *key: int | str) -> PairedEvaluator:
         case, rng = self.case, stream(self._seed, "programs", self.plan.number, *key)
         return PairedEvaluator(
-            case.batch, case.policy, 1.0, self.horizon, case.budget, purpose, allowance, rng,
+            case.batch, case.policy, 1.0, longest, case.budget, purpose, allowance, rng,
             sampled=case.task.sampled_evaluation,
         )  # fmt: skip
 
@@ -138,7 +138,7 @@ class ProgramSearch:
             return False
         entrants = enter(pool, self.compile, stream(self._seed, "programs", self.plan.number, "tuning", turn))
         turns_left = self.turns_of(analyst) - turn + 1
-        evaluator = self._evaluator("analyse", left // turns_left, "race", turn)
+        evaluator = self._evaluator("analyse", left // turns_left, self.horizon, "race", turn)
         found = race(entrants, evaluator, evaluator.left, self.usual, self.compile, self.say)
         self._tell(turn, found)
         write_json(self.turn_path(turn), self._record(turn, found, potentials))
@@ -256,8 +256,11 @@ class ProgramSearch:
 
     # -- verification ------------------------------------------------------------------------------
 
-    def prove(self) -> list[Verified]:
-        """Verify the winners in fresh paired whole episodes, the best first; kept with what became of all proposals."""
+    def prove(self, allowance: int) -> list[Verified]:
+        """Verify the winners in fresh paired episodes, the best first; what was found is kept.
+
+        Episodes are whole where the allowance lasts for `FIRST_LOOK` pairs of them, else cut so that it does.
+        """
         turns = self.turns()
         winners: dict[tuple[Program, ...], float] = {}
         for turn in turns:
@@ -265,8 +268,13 @@ class ProgramSearch:
                 if standing.gain > 0:
                     winners[standing.programs] = standing.gain
         # Later turns compare with the best of earlier ones, so theirs come first.
-        best = list(winners)[::-1][:VERIFIED]
-        evaluator = self._evaluator("verify", self.plan.prove, "prove")
+        allowance = min(allowance, self.case.budget.remaining)
+        affordable = max(1, allowance // (2 * FIRST_LOOK * self.horizon))
+        best = list(winners)[::-1][: min(VERIFIED, affordable)]
+        longest = min(self.horizon, allowance // (2 * FIRST_LOOK))
+        if best and longest < self.horizon:
+            self.say(f"verify    in episodes of {longest:,} steps, for lack of steps: raise --programs-share")
+        evaluator = self._evaluator("verify", allowance, longest, "prove")
         candidates = [Candidate(controller=Controller.of(self.compile(programs))) for programs in best]
         config = replace(self._verify_config, branches=min(MOST_PAIRS, self._verify_config.branches))
         found = verify(candidates, evaluator, config) if candidates else []

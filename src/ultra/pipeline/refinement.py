@@ -18,6 +18,7 @@ import numpy as np
 
 from ultra.advice.records import Advice, load_advice, load_states, save_advice, save_states
 from ultra.analysts.base import Case
+from ultra.analysts.programs_file import ProgramsAnalyst
 from ultra.analysts.registry import get_analyst
 from ultra.collection.collect import collect, collect_within
 from ultra.collection.trajectories import Episodes, Trajectory, save_trajectory
@@ -25,16 +26,16 @@ from ultra.common.errors import UltraError
 from ultra.common.files import write_json
 from ultra.common.statistics import difference_interval
 from ultra.common.streams import stream
-from ultra.config import RefineConfig, takes_advice
+from ultra.config import AnchorConfig, RefineConfig, takes_advice
 from ultra.evaluation.evaluate import evaluate, evaluation_seeds
-from ultra.evaluation.late_policies import BEFORE, CHOSEN, LatePolicies, choose
+from ultra.evaluation.late_policies import BEFORE, CHOSEN, LAST, LatePolicies, choose
 from ultra.evaluation.starting import Start, load_start, measure_start
 from ultra.finetuning.methods import STAGES as METHOD_STAGES
 from ultra.finetuning.methods import STARTS, analysis_of, analyst_of, baseline, check_budget
 from ultra.pipeline import order
 from ultra.pipeline.adopting import ADOPTED, Adopted, adopt, read_adopted
 from ultra.pipeline.audit import audit_of_run, proposals_of_run
-from ultra.pipeline.program_search import ProgramSearch, read_verified
+from ultra.pipeline.program_search import POTENTIALS, ProgramSearch, read_verified
 from ultra.pipeline.progress import Reporter, TrainingLog
 from ultra.pipeline.round_advice import RoundAdvice
 from ultra.pipeline.run import Run, versions
@@ -83,6 +84,7 @@ class Refinement:
             check_fits(policy, task.name, task.observation_size, task.action_space, task.card.fact_names)
             check_snapshots(task, config.method)
             check_budget(config)
+            check_analyst(config, task)
             run = Run.start(path, "refine", config)
             for line in (*found.notes, *(f"warning: {warning}" for warning in found.warnings)):
                 reporter.say(line)
@@ -127,7 +129,8 @@ class Refinement:
         """Train plainly for a short time. Where training is to come first anyway, the first round goes on from it."""
         self.budget = self.run.budget()
         self.reporter.say(f"probe     does the policy still learn? {steps:,} steps of plain PPO")
-        policy = self._trained(self._start_policy, steps, NoGuidance(), "probe", self.run.path / "probe.npz", None)
+        with ExitStack() as stack:
+            policy = self._trained(self._start_policy, steps, NoGuidance(), "probe", self.run.path / "probe.npz", stack)
         save_policy(policy, self.run.path / "policy" / "probe", {"training_steps": steps})
         return order.from_probe(self.run.curve, steps)
 
@@ -138,7 +141,7 @@ class Refinement:
     @cached_property
     def rounds(self) -> tuple[Round, ...]:
         """What each round does, and may spend."""
-        return schedule(self.config, self.decision.order, self.decision.steps)
+        return schedule(self.config, self.decision.order, self.task.time_limit, self.decision.steps)
 
     def run_stage(self, stage: str, number: int = 1) -> None:
         """Run one stage of one round, unless it is done.
@@ -227,7 +230,7 @@ class Refinement:
         analyst = get_analyst(analyst_of(self.config))
         with self.case(plan.number, "identify") as case:
             states = analyst.identify(case)
-        if not states and plan.points and not plan.programs:
+        if not states and plan.points and not isinstance(analyst, ProgramsAnalyst):
             raise UltraError(f"analyst {analyst.name!r} found no critical state: raise --analyse.share")
         states = [replace(state, round=plan.number) for state in states]
         save_states(states, self.run.round(plan.number) / "states.jsonl")
@@ -253,6 +256,15 @@ class Refinement:
             save_advice([], self.run.round(plan.number) / "verified.jsonl")
         if plan.programs:
             self._search_programs(plan)
+        elif plan.points and self.config.method == "ultra-r" and self.config.guidance.trust == "helps":
+            self._ask_for_potentials(plan)
+
+    def _ask_for_potentials(self, plan: Round) -> None:
+        """Where rewards alone are changed, programs are not asked for, but what the analyst thinks of states is."""
+        states = load_states(self.run.round(plan.number) / "states.jsonl")
+        with self.case(plan.number, "verify") as case:
+            potentials = get_analyst(self.config.analyst).propose(case, states, None).potentials
+        write_json(self.run.round(plan.number) / POTENTIALS, [potential.to_json() for potential in potentials])
 
     def _search_programs(self, plan: Round) -> None:
         """Turns of programs, each kept when it is done, then verification of the best."""
@@ -267,43 +279,63 @@ class Refinement:
                 left = min(plan.race - (self.budget.used - before), self.budget.remaining)
                 if not search.turn(turn, analyst, states, left):
                     break
-            search.prove()
+            search.prove(plan.prove + max(0, plan.race - (self.budget.used - before)))
 
     def _finetune(self, plan: Round) -> None:
         policy = self._policy(plan.number)
-        folder = self.run.round(plan.number)
+        anchored = False
         if plan.programs:
-            policy = self._adopted(plan, policy)
-        if plan.train:
-            policy = self._train(plan, policy)
-        save_policy(policy, folder / "policy", {"round": plan.number, "method": self.config.method})
+            found = self._adopt(plan)
+            policy, anchored = found.policy, found.how != "none"
+        trains = plan.train > 0
+        if plan.programs and not plan.train and not anchored:
+            # Nothing was found: the steps that are left are worth more in training.
+            plan = replace(plan, choose=int(self.config.late.share * self.config.steps))
+            trains = self.budget.remaining - plan.choose >= self.config.ppo.samples
+        if trains:
+            policy = self._train(plan, policy, anchored)
+        save_policy(
+            policy, self.run.round(plan.number) / "policy", {"round": plan.number, "method": self.config.method}
+        )
 
-    def _adopted(self, plan: Round, policy: Policy) -> Policy:
-        """The policy with the verified programs."""
+    def _adopt(self, plan: Round) -> Adopted:
+        """Make the verified programs part of the policy, and keep how that was done."""
         folder = self.run.round(plan.number)
         with self.case(plan.number, "finetune") as case:
-            found: Adopted = adopt(case, plan, self.config, read_verified(folder), self.reporter.say)
+            found = adopt(case, plan, self.config, read_verified(folder), self.reporter.say)
         write_json(folder / ADOPTED, found.to_json())
-        return found.policy
+        return found
 
-    def _train(self, plan: Round, policy: Policy) -> Policy:
-        """Train with the round's advice or the method's guidance, and choose among the last policies."""
+    def _train(self, plan: Round, policy: Policy, anchored: bool) -> Policy:
+        """Train with the round's guidance, and choose among the policies that training passed through.
+
+        Args:
+            plan: what the round may spend.
+            policy: where training begins.
+            anchored: whether training is held to that policy, because programs made it better.
+        """
         config, folder = self.config, self.run.round(plan.number)
         # Guidance first: bringing back critical states may cost steps of the same budget.
         with ExitStack() as stack:
-            guidance: Guidance = NoGuidance()
-            reserved = 0
-            if takes_advice(config.method):
-                with self.case(plan.number, "finetune") as case:
-                    guidance, reserved = RoundAdvice(self.run, case, plan).guidance(stack, self.reporter.say)
-            elif config.method != "ppo":
-                guidance = self._baseline(plan.number)
-            late = LatePolicies(folder / "late", config.late.policies) if plan.choose else None
+            guidance, reserved = self._guidance(plan, stack)
+            late = None
+            if plan.choose:
+                late = LatePolicies(folder / "late", config.late.policies, 1.0 if anchored else LAST)
             share = plan.end - self.budget.used - reserved - plan.choose
-            last = self._trained(
-                policy, share, guidance, f"round {plan.number}", folder / "checkpoint.npz", late, stack=stack
-            )
+            keep = config.keep if anchored else None
+            name, checkpoint = f"round {plan.number}", folder / "checkpoint.npz"
+            last = self._trained(policy, share, guidance, name, checkpoint, stack, late, keep)
         return last if late is None else self._choose(plan, late, policy)
+
+    def _guidance(self, plan: Round, stack: ExitStack) -> tuple[Guidance, int]:
+        """What modulates a round's training, and the steps that it may take."""
+        config = self.config
+        if takes_advice(config.method) and plan.points:
+            with self.case(plan.number, "finetune") as case:
+                return RoundAdvice(self.run, case, plan).guidance(stack, self.reporter.say)
+        if config.method == "ppo" or takes_advice(config.method):
+            return NoGuidance(), 0
+        return self._baseline(plan.number), 0
 
     def _trained(
         self,
@@ -312,14 +344,15 @@ class Refinement:
         guidance: Guidance,
         name: str,
         checkpoint: Path,
-        late: LatePolicies | None,
-        stack: ExitStack | None = None,
+        stack: ExitStack,
+        late: LatePolicies | None = None,
+        keep: AnchorConfig | None = None,
     ) -> Policy:
-        """One training, with its progress and curve."""
+        """One training, with its progress and curve; what it writes is closed by `stack`."""
         config = self.config
-        with ExitStack() as own, self.reporter.bar("train", steps) as update:
+        with self.reporter.bar("train", steps) as update:
             log = TrainingLog(self.run.path, self.budget.used, update)
-            (stack or own).callback(log.close)
+            stack.callback(log.close)
             return train(
                 self.task,
                 policy,
@@ -332,6 +365,7 @@ class Refinement:
                 observer=log,
                 checkpoint=checkpoint,
                 late=late,
+                keep=keep,
                 workers=config.workers,
             )
 
@@ -486,6 +520,19 @@ def check_snapshots(task: Task, method: str) -> None:
             f"{task.name} does not repeat itself: the same seed and actions lead elsewhere, so advice cannot be tried; "
             "use --method ppo, or draw all randomness from self.np_random (docs/own-environment.md)"
         )
+
+
+def check_analyst(config: RefineConfig, task: Task) -> None:
+    """Check that a run's analyst exists, and that what it has to say already fits the task.
+
+    Raises:
+        UltraError: if it does not; nothing has been spent yet.
+    """
+    if not takes_advice(config.method):
+        return
+    analyst = get_analyst(config.analyst)
+    if isinstance(analyst, ProgramsAnalyst):
+        analyst.check(task)
 
 
 def task_of(config: Any) -> Task:

@@ -14,6 +14,7 @@ from ultra.common.files import check_finite, to_json_text, write_atomically, wri
 from ultra.pipeline.run import Run, read_curve
 from ultra.pipeline.usage import describe_usage
 from ultra.simulation.budget import PURPOSES, steps_for
+from ultra.verification.verdicts import suggestions_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -205,7 +206,7 @@ def audit_table(audit: dict[str, Any], analyst: str) -> str:
     parts = {analyst: audit, "random plans there": audit["random_control"]}
     rows = []
     for name, part in parts.items():
-        if part is None or not part["suggestions"]:
+        if part is None or not suggestions_of(part):
             continue
         counts = [str(part[key]) for key in ("helps", "harms", "unclear", "untried")]
         mean = "-"

@@ -25,10 +25,14 @@ from ultra.collection.trajectories import Episodes
 from ultra.common.files import write_json
 from ultra.common.streams import stream
 from ultra.config import RefineConfig
+from ultra.finetuning.potentials import ShapedGuidance, scaled
 from ultra.finetuning.ultra import UltraGuidance
+from ultra.pipeline.program_search import read_potentials
 from ultra.pipeline.reporting import describe_fidelity
 from ultra.pipeline.run import Run
 from ultra.pipeline.schedule import Round
+from ultra.ppo.guidance import Guidance
+from ultra.programs.compiled import compile_potential
 from ultra.simulation.paired import Candidate, PairedEvaluator
 from ultra.verification.recheck import Recheck
 from ultra.verification.verdicts import FIRST_LOOK, audit, verify
@@ -124,7 +128,7 @@ class RoundAdvice:
     def _episodes(self, number: int) -> Episodes:
         return Episodes(self.run.round(number) / "trajectories")
 
-    def guidance(self, stack: ExitStack, say: Callable[[str], None]) -> tuple[UltraGuidance, int]:
+    def guidance(self, stack: ExitStack, say: Callable[[str], None]) -> tuple[Guidance, int]:
         """What modulates training, and the steps that it may take for trying advice again.
 
         Args:
@@ -159,7 +163,33 @@ class RoundAdvice:
             rng=stream(config.seed, "round", number, "guidance"),
             recheck=recheck,
         )
-        return guidance, reserved
+        return self._shaped(guidance, say), reserved
+
+    def _shaped(self, guidance: UltraGuidance, say: Callable[[str], None]) -> Guidance:
+        """The guidance with the round's potentials, where rewards are changed."""
+        config, settings = self.config, self.config.guidance
+        strength = settings.strength * settings.lam
+        potentials = read_potentials(self.folder)
+        if config.method == "ultra-a" or not potentials or strength == 0:
+            return guidance
+        names, episodes = self.case.task.card.fact_names, self.case.episodes
+        found = scaled(
+            [compile_potential(potential, names) for potential in potentials],
+            [(episode.facts, episode.rewards) for episode in episodes],
+            config.ppo.gamma,
+            lambda name, reason: say(f"guide     potential {name} is left out: {reason}"),
+        )
+        if found is None:
+            return guidance
+        say(f"guide     {len(found.parts)} of {len(potentials)} potentials shape the reward")
+        return ShapedGuidance(
+            guidance,
+            found,
+            config.ppo.gamma,
+            config.ppo.environments,
+            strength=strength,
+            anneal_until=settings.anneal_until,
+        )
 
 
 def fidelity_rng(seed: int, number: int) -> np.random.Generator:

@@ -99,6 +99,7 @@ def save_checkpoint(learner: Learner, environments: Environments) -> bytes:
         "normalizer": [normalizer.count, normalizer.reward_variance, normalizer.reward_count, normalizer.clip],
         "rng": environments.rng.bit_generator.state,
         "guidance": environments.guidance.state(),
+        "underneath": [executor.state() for executor in environments.underneath],
     }
     arrays["header"] = np.frombuffer(to_json_text(header, "the checkpoint").encode(), dtype=np.uint8)
     buffer = io.BytesIO()
@@ -169,6 +170,13 @@ def _load(path: Path, learner: Learner, environments: Environments) -> list[Snap
     episodes.recent_lengths.extend(arrays["recent_lengths"].tolist())
     episodes.finished = header["finished"]
     environments.guidance.load_state(header["guidance"])
+    if len(environments.underneath) != len(header["underneath"]):
+        raise RunDirectoryError(
+            f"checkpoint {path} was made with {len(header['underneath'])} programs underneath the network, not "
+            f"{len(environments.underneath)}: delete it to start this stage anew"
+        )
+    for executor, state in zip(environments.underneath, header["underneath"], strict=True):
+        executor.load_state(state)
     return snapshots
 
 

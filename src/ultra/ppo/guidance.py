@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.policies.policy import Params, Policy
-from ultra.tasks.batch import Facts, Indices, Observations, Snapshot
+from ultra.tasks.batch import Facts, Indices, Observations, Snapshot, Step
 from ultra.tasks.spaces import Actions
 
 LossTerm = Callable[[Params, Mapping[str, jax.Array]], jax.Array]
 """(params, minibatch) -> a scalar that is added to PPO's loss. The minibatch holds `observations`
-(normalised), `actions`, `outputs` of the actor, `replaced` and `weights`, each with a leading axis."""
+(normalised), `actions`, `outputs` of the actor, `replaced` and `weights`, each with a leading axis, and the
+columns of what the update is held to (`ultra.ppo.anchor`)."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Guidance(Protocol):
 
     @property
     def needs_facts(self) -> bool:
-        """Whether `act` and `reward` look at facts; they are not computed otherwise."""
+        """Whether `act`, `observe` and `reward` look at facts; they are not computed otherwise."""
         ...
 
     @property
@@ -66,8 +67,13 @@ class Guidance(Protocol):
         """May replace the policy's actions for these states; they are moved inside their bounds afterwards."""
         ...
 
-    def observe(self, observations: Observations) -> None:
-        """Told what the step led to, before `reward`; where an episode ended, its last observation."""
+    def observe(self, step: Step, facts: Facts | None) -> None:
+        """Told what the step led to, before `reward`; where an episode ended, its last state.
+
+        Args:
+            step: of all environments, nothing reset yet.
+            facts: of the states after the step.
+        """
         ...
 
     def reward(self, facts: Facts | None, actions: Actions, rewards: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -105,7 +111,7 @@ class NoGuidance:
         """The policy's own actions."""
         return Intervention.none(actions)
 
-    def observe(self, observations: Observations) -> None:
+    def observe(self, step: Step, facts: Facts | None) -> None:
         """Nothing to learn from it."""
 
     def reward(self, facts: Facts | None, actions: Actions, rewards: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,10 @@ from numpy.typing import NDArray
 from ultra.common.errors import DivergedError
 from ultra.policies.policy import Policy, log_prob_function
 from ultra.ppo.guidance import Guidance
+from ultra.programs.compiled import Controller
+from ultra.programs.executor import Executor
 from ultra.tasks.batch import Batch, Facts, Observations, Snapshot
+from ultra.tasks.spaces import Actions
 
 RECENT_EPISODES = 30
 """Training returns are averaged over so many finished episodes."""
@@ -25,7 +29,7 @@ class Rollout:
     observations: NDArray[np.float32]
     """(T, n, observation_size), not normalised."""
     actions: NDArray[Any]
-    """(T, n) int64 or (T, n, dim) float32: what entered the environment's bounds or was sampled."""
+    """(T, n) int64 or (T, n, dim) float32: what the network did; where guidance replaced it, what was executed."""
     log_probs: NDArray[np.float32]
     values: NDArray[np.float32]
     next_values: NDArray[np.float32]
@@ -81,19 +85,34 @@ class Episodes:
 
 
 class Environments:
-    """A batch that keeps running between rollouts: current observations, facts and episodes."""
+    """A batch that keeps running between rollouts: current observations, facts and episodes.
 
-    def __init__(self, batch: Batch, guidance: Guidance, rng: np.random.Generator) -> None:
+    Args:
+        batch: what steps.
+        guidance: modulates training.
+        rng: source of seeds and of the policy's noise.
+        underneath: programs that are part of the environment to the network (residual policy learning, Silver et
+            al., arXiv 1812.06298): PPO learns on the network's own actions, and what the programs make of them is
+            executed. Guidance acts after them. Where guidance replaces an action, the network's own is kept in the
+            rollout, and there is nothing to imitate: what the network would have to do for it is not known.
+    """
+
+    def __init__(
+        self, batch: Batch, guidance: Guidance, rng: np.random.Generator, underneath: Sequence[Controller] = ()
+    ) -> None:
         self.batch = batch
         self.guidance = guidance
         self.rng = rng
         self.episodes = Episodes.none(batch.size)
         self.observations: Observations = np.zeros((batch.size, 0), np.float32)
         self.facts: Facts | None = None
+        self.underneath = [Executor([item.program], item.program.space, batch.size) for item in underneath]
+        for executor, controller in zip(self.underneath, underneath, strict=True):
+            executor.assign(slice(None), 0, controller.settings)
 
     def _look(self) -> None:
-        """Compute facts, but only where guidance looks at them."""
-        if self.guidance.needs_facts:
+        """Compute facts, but only where something looks at them."""
+        if self.guidance.needs_facts or self.underneath:
             self.facts = self.batch.facts()
 
     def begin(self) -> None:
@@ -117,6 +136,8 @@ class Environments:
     def _move_to_snapshots(self, indices: NDArray[np.intp]) -> None:
         """Let guidance move some of the starting episodes to its own start states."""
         self.episodes.ordinary[indices] = True
+        for executor in self.underneath:
+            executor.begin(indices)
         starts = self.guidance.start(indices)
         moved = [(i, start) for i, start in zip(indices, starts, strict=True) if start is not None]
         if moved:
@@ -138,21 +159,24 @@ class Environments:
         for t in range(steps):
             observations = self.observations
             actions, log_probs, values = policy.decide(observations, noise[t])
-            change = self.guidance.act(observations, self.facts, actions)
+            change = self.guidance.act(observations, self.facts, self._controlled(actions))
             executed = space.clip(change.actions)
-            replaced = change.replaced
-            if replaced.any():
+            replaced, weights = change.replaced, change.weights
+            if self.underneath:
+                weights = np.zeros_like(weights)
+            elif replaced.any():
                 actions = np.where(_like(replaced, actions), executed, actions)
             step = self.batch.step(executed)
             self._check(step.rewards, step.observations, t)
-            self.guidance.observe(step.observations)
+            after = self.batch.facts() if self.guidance.needs_facts else None
+            self.guidance.observe(step, after)
             rewards = self.guidance.reward(self.facts, executed, step.rewards)
             self.episodes.add(step.rewards, gamma)
             done = step.done
             for name, value in (
                 ("observations", observations), ("actions", actions), ("log_probs", log_probs),
                 ("values", values), ("rewards", rewards), ("done", done), ("replaced", replaced),
-                ("weights", change.weights), ("discounted", self.episodes.discounted.copy()),
+                ("weights", weights), ("discounted", self.episodes.discounted.copy()),
             ):  # fmt: skip
                 rows[name].append(value)
             self.observations = step.observations
@@ -163,11 +187,22 @@ class Environments:
                     cut_off.append((t, late, step.observations.copy()))
                 self.episodes.finish(over)
                 self._restart(over)
-            self._look()
+                after = None
+            if after is None:
+                self._look()
+            else:
+                self.facts = after
         arrays = {name: np.stack(values) for name, values in rows.items()}
         if arrays["replaced"].any():
             arrays["log_probs"] = _log_probs(policy, arrays)
         return Rollout(**arrays, next_values=self._next_values(policy, arrays, cut_off))
+
+    def _controlled(self, actions: Actions) -> Actions:
+        """What the programs underneath make of the network's actions."""
+        for executor in self.underneath:
+            assert self.facts is not None
+            actions, _ = executor.act(self.facts, actions)
+        return actions
 
     def _next_values(
         self,

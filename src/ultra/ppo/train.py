@@ -7,7 +7,7 @@ the hooks through which a method guides training.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,13 +20,15 @@ import optax
 from numpy.typing import NDArray
 
 from ultra.common.errors import DivergedError, UltraError
-from ultra.config import PPOConfig
+from ultra.config import AnchorConfig, PPOConfig
 from ultra.evaluation.late_policies import LatePolicies
 from ultra.policies.policy import Architecture, Params, Policy, actor_critic, entropy, log_prob, normalize
+from ultra.ppo.anchor import FREE, Anchor, Hold, both
 from ultra.ppo.checkpoint import CheckpointFile, Learner
 from ultra.ppo.guidance import Guidance, LossTerm, NoGuidance
 from ultra.ppo.rollout import Environments, Rollout
 from ultra.ppo.standardize import standardize, unstandardize
+from ultra.programs.compiled import Controller
 from ultra.simulation.budget import StepBudget
 from ultra.tasks.task import Task
 
@@ -39,6 +41,8 @@ _Moved = tuple[_Moving, dict[str, jax.Array]]
 
 FIGURES = ("loss", "policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction")
 """What a minibatch gives for the logs, under `train/`."""
+ESTIMATED = ("rewards", "values", "next_values", "cut")
+"""Arrays of a rollout that the update turns into advantages and returns."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +127,16 @@ def surrogate(
 
 
 @lru_cache(maxsize=32)
-def make_update(architecture: Architecture, config: PPOConfig, extra: LossTerm | None) -> Any:
+def make_update(
+    architecture: Architecture, config: PPOConfig, extra: LossTerm | None, critic_only: bool = False
+) -> Any:
     """Compile one update: advantages, then all epochs and minibatches in a single call.
+
+    Args:
+        architecture: of the policy.
+        config: hyper-parameters.
+        extra: a further term of the loss.
+        critic_only: whether everything but the critic's own layers stays as it is.
 
     Returns:
         (params, optimizer state, normalizer arrays, rollout arrays, permutations
@@ -143,8 +155,7 @@ def make_update(architecture: Architecture, config: PPOConfig, extra: LossTerm |
     ) -> tuple[Params, Any, dict[str, jax.Array], jax.Array]:
         advantage = advantages(rollout, config.gamma, config.gae_lambda)
         samples = {
-            name: rollout[name].reshape(-1, *rollout[name].shape[2:])
-            for name in ("observations", "actions", "log_probs", "kept", "replaced", "weights")
+            name: array.reshape(-1, *array.shape[2:]) for name, array in rollout.items() if name not in ESTIMATED
         }
         samples["advantages"] = advantage.reshape(-1)
         samples["returns"] = (advantage + rollout["values"]).reshape(-1)
@@ -152,6 +163,8 @@ def make_update(architecture: Architecture, config: PPOConfig, extra: LossTerm |
         def learn(carry: _Moving, batch: dict[str, jax.Array]) -> _Moved:
             params, state = carry
             gradients, metrics = jax.grad(surrogate, has_aux=True)(params, batch, config, extra)
+            if critic_only:
+                gradients = {**jax.tree.map(jnp.zeros_like, gradients), "critic": gradients["critic"]}
             changes, state = step.update(gradients, state, params)
             changes = jax.tree.map(lambda change: rate * change, changes)
             return (optax.apply_updates(params, changes), state), metrics
@@ -222,23 +235,27 @@ def improve(
     rng: np.random.Generator,
     guidance: Guidance,
     learning_rate: float,
+    hold: Hold = FREE,
 ) -> dict[str, float]:
-    """One update of the learner from one rollout; returns figures for the logs.
+    """One update of the learner from one rollout, perhaps held to a reference; returns figures for the logs.
 
     Raises:
         DivergedError: if the update produces numbers that are not finite; the learner is unchanged.
     """
     policy = learner.policy
-    update = make_update(policy.architecture, config, guidance.loss)
+    extra = None if hold.critic_only else both(guidance.loss, hold.loss)
+    update = make_update(policy.architecture, config, extra, hold.critic_only)
     order = np.stack([rng.permutation(config.samples) for _ in range(config.epochs)])
     arrays = _arrays(rollout, policy.normalizer.reward_scale, guidance.drops_replaced)
-    if guidance.loss is None:
+    if extra is None:
         order = _kept_first(order, arrays["kept"].reshape(-1))
+    # Steps of the critic alone leave no momentum behind for the actor.
+    state = optimizer(config).init(policy.params) if hold.critic_only else learner.optimizer_state
     params, state, metrics, finite = update(
         policy.params,
-        learner.optimizer_state,
+        state,
         policy.normalizer.arrays(),
-        arrays,
+        arrays | hold.columns,
         order,
         np.float32(learning_rate),
     )
@@ -250,9 +267,10 @@ def improve(
             "lower --ppo.learning-rate; the last checkpoint is kept"
         )
     learner.policy = replace(policy, params=params)
-    learner.optimizer_state = state
+    if not hold.critic_only:
+        learner.optimizer_state = state
     learner.steps += rollout.steps
-    return figures
+    return figures | hold.figures
 
 
 def train(
@@ -269,6 +287,8 @@ def train(
     observer: Callable[[Iteration], None] = lambda iteration: None,
     checkpoint: Path | None = None,
     late: LatePolicies | None = None,
+    keep: AnchorConfig | None = None,
+    underneath: Sequence[Controller] | None = None,
     workers: int = 0,
 ) -> Policy:
     """Train a policy with PPO.
@@ -287,6 +307,8 @@ def train(
         observer: called after every iteration.
         checkpoint: file from which to resume if it exists, and to write.
         late: keeps some of the last policies.
+        keep: holds training to the policy where it starts; None lets it go where it will.
+        underneath: programs that turn the network's actions into what is executed; by default the policy's own.
         workers: cores for stepping; 0 uses all.
 
     Returns:
@@ -308,11 +330,12 @@ def train(
     def trained() -> Policy:
         return unstandardize(learner.policy, policy.normalizer) if standardized else learner.policy
 
-    learner = Learner(policy, optimizer(config).init(policy.params))
+    anchor = None if keep is None else Anchor(policy, keep)
+    learner = Learner(policy if anchor is None else anchor.policy, optimizer(config).init(policy.params))
     file = CheckpointFile(checkpoint)
     batch = task.make_batch(config.environments, workers or None)
     try:
-        environments = Environments(batch, guidance, rng)
+        environments = Environments(batch, guidance, rng, policy.controllers if underneath is None else underneath)
         if file.resume(learner, environments):
             budget.charge("train", learner.steps)
         else:
@@ -330,7 +353,10 @@ def train(
                 normalizer = learner.policy.normalizer.with_returns(rollout.discounted)
                 learner.policy = replace(learner.policy, normalizer=normalizer)
             rate = config.learning_rate * (1 - fraction if config.anneal else 1)
-            figures = improve(learner, rollout, config, rng, guidance, rate)
+            held = FREE
+            if anchor is not None:
+                held = anchor.hold(learner.policy, rollout, learner.steps // config.samples, iterations)
+            figures = improve(learner, rollout, config, rng, guidance, rate, held)
             if learn_statistics and task.image is None:
                 seen = rollout.observations.reshape(-1, task.observation_size)
                 learner.policy = replace(learner.policy, normalizer=normalizer.with_observations(seen))

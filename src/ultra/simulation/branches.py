@@ -22,33 +22,33 @@ NOISE_BLOCK = 64
 
 @dataclass(frozen=True)
 class Branch:
-    """One stretch of simulation: from a start, the policy acts, perhaps under a controller."""
+    """A simulated rollout from one start: the policy acts, perhaps under a controller."""
 
     noise_seed: int
     """Seed of the policy's randomness: branches that share it use common random numbers. It may equal `reset_seed`:
     they seed different streams."""
     steps: int
-    """Longest duration; where it is reached, the critic's value stands for the rest."""
+    """Longest duration in steps; a branch that is cut off there is completed by the critic's value."""
     start: Snapshot | None = None
     """State to start from; None resets the environment with `reset_seed`."""
     reset_seed: int = 0
-    """Seed of the environment's reset."""
+    """Seed of the environment's reset, as in Gymnasium's `reset(seed=...)`."""
     controller: Controller | None = None
-    """Followed throughout: a plan, rules or programs, on top of what the policy does."""
+    """In force throughout: a plan or programs, which change or replace the policy's actions."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a branch gave."""
+    """Outcome of a branch."""
 
     value: float
-    """Discounted reward, plus the discounted critic's value where the branch was cut."""
+    """Discounted return, with the discounted critic's value of the last state if the branch was cut off."""
     reward: float
-    """Undiscounted reward."""
+    """Undiscounted return."""
     steps: int
     """Environment steps taken."""
     terminated: bool
-    """The task itself ended within the branch."""
+    """Whether a terminal state was reached."""
 
 
 class Watcher(Protocol):
@@ -116,16 +116,16 @@ def simulate(
     """Run branches to their ends, as many at once as the batch has environments.
 
     Args:
-        batch: where; its states are overwritten.
-        policy: acts after the plans.
-        branches: what to run.
+        batch: environments; their states are overwritten.
+        policy: acts wherever a controller does not.
+        branches: rollouts to run.
         gamma: discount.
-        deterministic: let the policy take its most likely action instead of sampling.
-        watcher: sees every step.
+        deterministic: take the policy's most likely actions instead of sampling.
+        watcher: called before and after every step.
 
     Returns:
         One outcome for each branch, in order. An outcome does not depend on the other branches; in a
-        batch of another size it may differ by rounding.
+        batch of another size it may differ by rounding error.
 
     Raises:
         DivergedError: if the environment returns a reward that is not finite.

@@ -19,52 +19,62 @@ from ultra.tasks.spaces import ActionSpace
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is tried: a plan at a state, or programs in whole episodes."""
+    """A plan from a state, or programs in whole episodes, to be compared with the policy alone."""
 
     plan: Plan | None = None
     start: Snapshot | None = None
-    """State from which it is tried; None: whole episodes."""
+    """State from which branches start; None resets the environment and runs whole episodes."""
     controller: Controller | None = None
-    """Programs that are followed together, throughout."""
+    """Programs that are in force together, throughout."""
 
     @property
     def scalable(self) -> bool:
-        """Whether a strength is to be chosen: for a relative plan at a state. Programs have parameters for that."""
+        """Whether it takes a strength: relative plans do; programs have parameters instead."""
         return self.plan is not None and self.plan.relative
 
     def branch(self, base: Branch, space: ActionSpace, strength: float = 1.0) -> Branch:
-        """The branch that follows it."""
+        """The branch in which the candidate acts."""
         plan = None if self.plan is None else Controller.of_plan(self.plan, space, strength)
         return replace(base, controller=plan or self.controller)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate with a strength and the seeds of its pairs."""
+    """A candidate at a strength, with the seeds of its pairs."""
 
     candidate: Candidate
     strength: float
     seeds: tuple[int, ...]
-    """One for each pair: both branches of a pair draw the same random numbers."""
+    """(pairs,): both branches of a pair use common random numbers."""
 
 
 @dataclass(frozen=True)
-class Paired:
-    """What the pairs of one trial gave."""
+class PairedOutcome:
+    """Outcome of the pairs of a trial."""
 
     differences: NDArray[np.float64]
-    """(pairs,) with the candidate minus without, of the discounted return."""
+    """(pairs,) of discounted returns, with the candidate minus without it."""
     steps: int
-    """Environment steps, shared branches counted once."""
+    """Environment steps taken; branches that trials share are counted once, in the first."""
 
 
 def run_pairs(
     batch: Batch, policy: Policy, trials: Sequence[Trial], gamma: float, horizon: int, *, sampled: bool = True
-) -> list[Paired]:
+) -> list[PairedOutcome]:
     """Run all pairs of all trials as one batch of branches.
 
-    Branches without a plan are run once for each start and seed, however many trials share them. Actions are
-    sampled, or the most likely ones.
+    Branches of the policy alone are run once for each start and seed, however many trials share them.
+
+    Args:
+        batch: environments; their states are overwritten.
+        policy: acts wherever a candidate does not.
+        trials: candidates with their seeds.
+        gamma: discount.
+        horizon: longest branch in steps.
+        sampled: sample the policy's actions instead of taking the most likely ones.
+
+    Returns:
+        One outcome for each trial.
     """
     branches: list[Branch] = []
     alone: dict[tuple[Snapshot | None, int], int] = {}
@@ -86,7 +96,7 @@ def run_pairs(
         fresh.append(new)
     outcomes = simulate(batch, policy, branches, gamma, deterministic=not sampled)
     return [
-        Paired(
+        PairedOutcome(
             np.array([outcomes[a].value - outcomes[b].value for a, b in rows]),
             sum(outcomes[index].steps for index in new),
         )
@@ -96,29 +106,33 @@ def run_pairs(
 
 @dataclass(frozen=True)
 class Played:
-    """What controllers gave on common episodes; arrays are (controllers, episodes)."""
+    """Returns of controllers on common episodes; arrays are (controllers, episodes)."""
 
     returns: NDArray[np.float64]
-    """Undiscounted."""
+    """Undiscounted returns."""
     lengths: NDArray[np.int64]
-    """In steps."""
+    """Lengths in steps."""
     terminated: NDArray[np.bool_]
-    """Whether the task itself ended the episode."""
+    """Whether the episode ended in a terminal state."""
 
 
 class PairedEvaluator:
-    """Runs candidates in pairs or on common episodes, within an allowance of steps, and charges them.
+    """Compares candidates with the policy alone, within an allowance of environment steps that it charges.
 
     Args:
-        batch: where.
-        policy: acts wherever a plan does not.
-        gamma: discount of what branches give.
-        horizon: longest branch.
+        batch: environments; their states are overwritten.
+        policy: acts wherever a candidate does not.
+        gamma: discount of the returns.
+        horizon: longest branch in steps.
         budget: charged for `purpose`.
-        purpose: of the steps.
-        allowance: most steps.
-        rng: draws the seeds.
-        sampled: whether the policy's actions are sampled, or the most likely ones.
+        purpose: one of `ultra.simulation.budget.PURPOSES`.
+        allowance: most environment steps; less if the budget has less left.
+        rng: draws the seeds of pairs.
+        sampled: sample the policy's actions instead of taking the most likely ones.
+
+    Attributes:
+        horizon: longest branch in steps.
+        left: environment steps that are left of the allowance.
     """
 
     def __init__(
@@ -140,15 +154,15 @@ class PairedEvaluator:
         self.left = min(allowance, budget.remaining)
 
     def affordable(self, branches: int) -> bool:
-        """Whether so many branches fit into what is left, even if none ends early."""
+        """Whether what is left lasts for this number of branches even if none ends early."""
         return branches * self.horizon <= self.left
 
     def seeds(self, count: int) -> tuple[int, ...]:
-        """Fresh seeds for pairs."""
+        """Fresh seeds, one for each pair."""
         return tuple(self._rng.integers(2**31, size=count).tolist())
 
-    def run(self, trials: Sequence[Trial]) -> list[Paired]:
-        """Run trials and charge their steps."""
+    def run(self, trials: Sequence[Trial]) -> list[PairedOutcome]:
+        """Run the pairs of all trials and charge their steps."""
         results = run_pairs(self._batch, self._policy, trials, self._gamma, self.horizon, sampled=self._sampled)
         self._charge(sum(paired.steps for paired in results))
         return results
@@ -158,12 +172,13 @@ class PairedEvaluator:
     ) -> Played:
         """Episodes of each controller (None: the policy alone) with each seed, without the critic; charges the steps.
 
-        Where many compete the critic's value at a cut is left out: whatever it is wrong about would win.
+        The critic's value of a truncated episode's last state is left out: among many candidates, those that it
+        overrates would win.
 
         Args:
-            controllers: what competes.
-            seeds: of the episodes; all controllers begin in the same states.
-            longest: steps of an episode, if fewer than the horizon.
+            controllers: candidates.
+            seeds: (episodes,); all controllers start from the same states.
+            longest: steps after which an episode is truncated, if fewer than the horizon.
         """
         longest = self.horizon if longest is None else longest
         branches = [Branch(seed, longest, reset_seed=seed, controller=each) for each in controllers for seed in seeds]

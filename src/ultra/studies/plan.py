@@ -1,4 +1,4 @@
-"""What a study file says, validated before anything runs, and the runs that follow from it."""
+"""Study files, validated before anything runs, and the runs that follow from them."""
 
 from __future__ import annotations
 
@@ -82,6 +82,16 @@ class StudyAnalyst:
 
 
 @dataclass(frozen=True)
+class MainComparison:
+    """The comparison for which a study is made; all others are exploratory."""
+
+    method: str
+    """A method of the study, with its analyst as tables show it: `ultra-ra (search)`."""
+    against: str = ""
+    """What it is compared with; default: the baseline."""
+
+
+@dataclass(frozen=True)
 class Contender:
     """A method with its analyst, if it takes advice."""
 
@@ -102,7 +112,7 @@ class Job:
         name: of its directory.
         path: the run directory.
         log: what the run prints; whoever holds this file's lock holds the run.
-        config: what to do: train a starting policy, or refine one.
+        config: settings of training a starting policy, or of refining one.
     """
 
     name: str
@@ -136,6 +146,8 @@ class Study:
     """Each contender runs once with each."""
     baseline: str = "ppo"
     """The method that the others are compared with."""
+    main: MainComparison | None = None
+    """The comparison that was planned; without one all are reported as exploratory."""
     about: str = ""
     """What the study is for; shown in the report."""
     cores: int = 1
@@ -168,6 +180,19 @@ class Study:
         if self.baseline not in names:
             hint = closest(self.baseline, names)
             raise UltraError(f"baseline {self.baseline!r} is not in the study: {hint} (set `baseline`)")
+        self._check_planned(names)
+
+    def _check_planned(self, names: list[str]) -> None:
+        for part, name in zip(("method", "against"), self.planned or (), strict=False):
+            if name not in names:
+                raise UltraError(f"main.{part} {name!r} is not in the study: {closest(name, names)}")
+        if self.planned and self.planned[0] == self.planned[1]:
+            raise UltraError(f"main compares {self.planned[0]!r} with itself: give another `against`")
+
+    @property
+    def planned(self) -> tuple[str, str] | None:
+        """The contenders of the main comparison."""
+        return (self.main.method, self.main.against or self.baseline) if self.main else None
 
     @property
     def contenders(self) -> list[Contender]:

@@ -1,4 +1,4 @@
-"""Where the runs of a study are done: the protocol, and the pool of processes on this machine."""
+"""Execution of the runs of a study: the protocol, and a pool of processes on this machine."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from ultra.studies.plan import Job
 from ultra.studies.work import record_error, thread_limits, work
 
 PATIENCE = 10.0
-"""Seconds that a run has to end after it was told to."""
+"""Seconds that a run has to end after a signal."""
 
 
 class Pool(Protocol):
-    """Does runs, several at once."""
+    """Executes runs, several at once."""
 
     def submit(self, job: Job) -> None:
-        """Take on a run; it begins when there is room."""
+        """Queue a run."""
 
     def wait(self, timeout: float) -> list[tuple[Job, str]]:
-        """Runs that have ended since, each with its error in one line; empty if it has none.
+        """Runs that have ended since the last call, each with its error in one line, empty if it succeeded.
 
         Args:
             timeout: seconds after which to return without one.
         """
 
     def stop(self) -> None:
-        """End everything, at once if need be; what was begun can be continued."""
+        """End all runs, by force if need be; they can be continued later."""
 
 
 def make_pool(on: Literal["local", "ray"], address: str, jobs: int, cores: int) -> Pool:
     """A pool on this machine or on a Ray cluster.
 
     Args:
-        on: which.
+        on: this machine or a Ray cluster.
         address: of the Ray cluster.
         jobs: runs at once on this machine; 0 is as many as its cores allow.
         cores: cores of each run.
@@ -73,7 +73,7 @@ class LocalPool:
         self._running: dict[int, tuple[SpawnProcess, Job]] = {}
 
     def submit(self, job: Job) -> None:
-        """Take on a run; it begins when there is room."""
+        """Queue a run."""
         self._waiting.append(job)
         self._fill()
 

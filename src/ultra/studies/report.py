@@ -12,10 +12,12 @@ from ultra.common.files import make_directory, to_json_text, write_atomically, w
 from ultra.common.statistics import Estimate
 from ultra.pipeline.reporting import markdown_table, row_of, write_csv
 from ultra.simulation.budget import PURPOSES, steps_for
+from ultra.studies.claims import LEVEL, p_words
 from ultra.studies.figures import draw_profiles, draw_task_curves
 from ultra.studies.plan import slug
 from ultra.studies.runner import plain, read_manifest
 from ultra.studies.summary import Finished, Line, Summary, summarize
+from ultra.verification.verdicts import suggestions_of
 
 OVERALL = "All tasks"
 """Title of the table of normalised scores; a task's table has the task's name."""
@@ -77,16 +79,18 @@ def tables(summary: Summary) -> list[Table]:
     for task, lines in summary.tasks.items():
         header = [
             "method", "mean", "standard deviation", "interquartile mean [95%]", f"minus {base} [95%]",
-            f"P(better than {base}) [95%]", "better than the start", "by seed",
+            f"better than {base}, Holm-adjusted over the tasks", f"P(better than {base}) [95%]",
+            "better than the start", "by seed",
         ]  # fmt: skip
-        found.append((task, header, [_task_row(line) for line in lines]))
+        found.append((task, header, [_task_row(line, (line.name, base) == summary.study.planned) for line in lines]))
     found.append(_spending(summary))
     if failed := [[job.name, error] for job, error in summary.missing if error]:
         found.append(("Runs that failed", ["run", "why"], failed))
     return found
 
 
-def _task_row(line: Line) -> list[str]:
+def _task_row(line: Line, main: bool) -> list[str]:
+    """A contender's cells; what is not the study's main comparison is called exploratory."""
     values = line.values
     gap = f"{line.gap.mean:+.1f} [{line.gap.low:+.1f}, {line.gap.high:+.1f}]" if line.gap else ""
     return [
@@ -95,6 +99,9 @@ def _task_row(line: Line) -> list[str]:
         f"{values.std(ddof=1):.1f}" if len(values) > 1 else "",
         _figure(line.center, 1),
         gap,
+        f"{line.test.finding or 'not shown'}, {p_words(line.test.adjusted)}{'' if main else ', exploratory'}"
+        if line.test
+        else "",
         _figure(line.better, 2),
         f"{line.improved} of {len(values)}",
         ", ".join(f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" for value in values),
@@ -102,11 +109,11 @@ def _task_row(line: Line) -> list[str]:
 
 
 def _spending(summary: Summary) -> Table:
-    """What each contender used, over all its runs, and what verification found of its advice."""
+    """What each contender used, over all its runs, and the verdicts on its suggestions."""
     header = ["method", "runs", "steps", "of them training", "core hours"]
     asked = any(run.result.get("llm", {}).get("tokens") for run in summary.finished)
     header += ["LLM tokens", "LLM cost"] if asked else []
-    header += ["advice under verification"]
+    header += ["suggestions under verification"]
     rows = []
     for contender in summary.study.contenders:
         runs = [run for run in summary.finished if run.contender == contender.name]
@@ -125,7 +132,8 @@ def _audit(runs: Sequence[Finished]) -> str:
     found = [run.result["audit"] for run in runs if run.result.get("audit")]
     if not found:
         return ""
-    total = {name: sum(audit[name] for audit in found) for name in ("advices", "helps", "harms", "unclear", "untried")}
+    total = {name: sum(audit[name] for audit in found) for name in ("helps", "harms", "unclear", "untried")}
+    total = {"suggestions": sum(suggestions_of(audit) for audit in found), **total}
     text = ", ".join(f"{number} {name}" for name, number in total.items())
     scores = [audit["fidelity"] for audit in found if audit.get("fidelity")]
     own = [score["score"] for score in scores if score["score"] is not None]
@@ -137,7 +145,7 @@ def _audit(runs: Sequence[Finished]) -> str:
 
 
 def notes(summary: Summary) -> list[str]:
-    """What a reader must know: how scores are normalised, what intervals mean, what made the runs."""
+    """Notes above the tables: claims, caveats, how scores are normalised, what intervals mean, versions."""
     first = summary.finished[0].result
     made = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
     numbers = {run.task: run.result["return"]["last"]["episodes"] for run in summary.finished}
@@ -145,13 +153,19 @@ def notes(summary: Summary) -> list[str]:
     if len(set(numbers.values())) > 1:
         episodes = ", ".join(f"{number} ({task})" for task, number in numbers.items())
     return [
+        *map(str, summary.claims),
         *summary.remarks,
         f"Each run's score is the mean return of its last policy over {episodes} episodes on fresh seeds, in "
         "Gymnasium's own environment. Steps are environment steps of all purposes but evaluation.",
         "Normalised scores are (return - start) / (reference - start). "
         + "; ".join(map(str, summary.scales.values())) + ".",
         "Interquartile means and probabilities of improvement have 95% stratified bootstrap intervals over seeds "
-        "(arXiv 2108.13264); differences have Welch's. Over all tasks only seeds that finished on every task count.",
+        "(arXiv 2108.13264); differences have Welch's, not adjusted. Over all tasks only seeds that finished on every "
+        "task count.",
+        "Claims about single tasks rest on Welch's test, Holm-adjusted over all tasks of the study: where two methods "
+        f"are equally good on every task, any such claim is made with at most {LEVEL:.0%} probability. A comparison "
+        "that the study's plan does not name as its main one is exploratory: there are several, and they are not "
+        "adjusted for each other.",
         f"Made with {made}.",
     ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Run a study: prepare its directory, do what is missing or failed, report."""
+"""Run a study: prepare its directory, then do the runs that are missing or failed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MANIFEST = "study.json"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a study's runs."""
+    """How the runs of a study ended."""
 
     done: int
     """Runs that have finished, trainings of starting policies included."""
@@ -39,14 +39,14 @@ class Outcome:
 
 
 def run_study(study: Study, source: Path, out: Path, pool: Pool, display: Display) -> Outcome:
-    """Do every run of a study that has not been done; those that failed before are tried again.
+    """Do every run of a study that is not finished; runs that failed before are tried again.
 
     Args:
-        study: what to do.
+        study: the study.
         source: folder of the study file, from which policies are looked up.
         out: the study's directory.
-        pool: who does the runs.
-        display: tells a person how far it is.
+        pool: executes the runs.
+        display: shows their progress.
 
     Raises:
         UltraError: if something in the study cannot work, before anything runs.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ultra.common.statistics import (
 )
 from ultra.common.streams import stream
 from ultra.pipeline.run import Run
+from ultra.studies.claims import Claim, TaskTest, make_claim
 from ultra.studies.plan import Contender, Job, Study, StudyTask
 from ultra.studies.work import seconds_of
 
@@ -51,13 +52,13 @@ class Finished:
 
 @dataclass(frozen=True)
 class TaskScale:
-    """What returns of a task are measured by.
+    """Scale of normalised scores on a task.
 
     Attributes:
         task: its name in the study.
         start: mean return of the starting policy over all seeds.
         reference: the return that counts as a score of 1.
-        source: where the reference is from.
+        source: of the reference.
     """
 
     task: str
@@ -86,6 +87,7 @@ class Line:
         better: probability of improvement over the baseline with its interval.
         gap: mean difference to the baseline with Welch's interval (one task only).
         improved: runs that are better than their start with confidence.
+        test: of that difference, Holm-adjusted over the tasks (one task only).
     """
 
     name: str
@@ -94,6 +96,7 @@ class Line:
     better: Estimate | None
     gap: Estimate | None = None
     improved: int = 0
+    test: TaskTest | None = None
 
 
 @dataclass(frozen=True)
@@ -101,14 +104,15 @@ class Summary:
     """All figures of a study.
 
     Attributes:
-        study: what was to be done.
+        study: the plan.
         finished: runs that are done, in the study's order.
         missing: runs that are not, with the error of those that failed.
         scales: of each task that has a finished run.
         tasks: lines of each of those tasks.
         together: tasks that are scored together.
         overall: lines over these tasks, in normalised scores.
-        remarks: what to know before reading the figures.
+        claims: the study's main comparison, if it has one, and each contender against the baseline.
+        remarks: caveats, shown before the figures.
     """
 
     study: Study
@@ -118,6 +122,7 @@ class Summary:
     tasks: dict[str, list[Line]]
     together: list[str]
     overall: list[Line]
+    claims: list[Claim]
     remarks: list[str]
 
 
@@ -136,11 +141,48 @@ def summarize(study: Study, out: Path) -> Summary:
             missing.append((job, job.error))
     known = [task for task in study.tasks if any(run.task == task.name for run in finished)]
     scales = {task.name: _scale(task, [run for run in finished if run.task == task.name]) for task in known}
-    tasks = {task.name: _lines(study, [run for run in finished if run.task == task.name]) for task in known}
     together = _together(finished, scales)
+    claims = _claims(study, finished, scales, together)
+    tests = {claim.method: claim.tests for claim in claims if claim.against == study.baseline}
+    tasks = {
+        task.name: [
+            replace(line, test=tests.get(line.name, {}).get(task.name))
+            for line in _lines(study, [run for run in finished if run.task == task.name])
+        ]
+        for task in known
+    }
     overall = _overall(study, finished, scales, together) if together else []
     remarks = _remarks(study, finished, missing, together)
-    return Summary(study, finished, missing, scales, tasks, together, overall, remarks)
+    return Summary(study, finished, missing, scales, tasks, together, overall, claims, remarks)
+
+
+def _claims(
+    study: Study, finished: Sequence[Finished], scales: dict[str, TaskScale], together: Sequence[str]
+) -> list[Claim]:
+    """The main comparison first, then all contenders against the baseline."""
+    pairs = [(contender.name, study.baseline) for contender in study.contenders if contender.name != study.baseline]
+    if study.planned:
+        pairs = [study.planned, *(pair for pair in pairs if pair != study.planned)]
+    names = [task.name for task in study.tasks]
+
+    def returns(task: str, contender: str) -> Array:
+        return np.array([run.score for run in finished if (run.task, run.contender) == (task, contender)])
+
+    def scores(contender: str) -> Array:
+        return scores_of(finished, study, scales, together, contender) if together else np.zeros((0, 0))
+
+    claims = [
+        make_claim(
+            method,
+            against,
+            {name: (returns(name, method), returns(name, against)) for name in names},
+            names,
+            (scores(method), scores(against)),
+            main=(method, against) == study.planned,
+        )
+        for method, against in pairs
+    ]
+    return [claim for claim in claims if claim.tests]
 
 
 def _together(finished: Sequence[Finished], scales: dict[str, TaskScale]) -> list[str]:

@@ -14,7 +14,7 @@ from ultra.programs.compiled import Compiled, Controller
 from ultra.programs.executor import Executor
 from ultra.programs.records import Program
 
-SPREAD = 0.25
+SPREAD = 0.2
 """Standard deviation of the first settings, as a share of each parameter's range."""
 POPULATION = 8
 """Settings of a program in one generation."""
@@ -87,7 +87,7 @@ class Tuner:
     """
 
     def __init__(self, programs: Programs, compiled: Compiled, seed: int, spread: float = SPREAD) -> None:
-        self.programs, self.compiled = programs, compiled
+        self.programs, self.compiled, self.seed = programs, compiled, seed
         parameters = [parameter for program in programs for parameter in program.parameters]
         self._low = np.array([parameter.low for parameter in parameters])
         self._range = np.array([parameter.high - parameter.low for parameter in parameters])
@@ -178,6 +178,11 @@ class Entrant:
     """With the numbers that did best when it was last played."""
 
     @property
+    def leading(self) -> Setting:
+        """The setting that did best in the last generation."""
+        return max(self.tuner.settings[-self.tuner.population :], key=lambda setting: setting.difference)
+
+    @property
     def tried(self) -> bool:
         """Whether it has been played at all."""
         return self.episodes > 0
@@ -190,8 +195,8 @@ class Entrant:
         self.episodes += len(points) * episodes
         ranked = sorted(self.tuner.settings[-self.tuner.population :], key=lambda setting: -setting.difference)
         self.score = float(np.mean([setting.difference for setting in ranked[:BEST_OF]]))
-        self.gain = ranked[0].difference
-        self.best = ranked[0].programs[0]
+        self.gain = self.leading.difference
+        self.best = self.leading.programs[0]
 
 
 def enter(proposals: Sequence[Proposal], compile_all: CompilePrograms, rng: np.random.Generator) -> list[Entrant]:

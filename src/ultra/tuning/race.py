@@ -14,16 +14,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ultra.programs.compiled import Controller
-from ultra.simulation.paired import PairedEvaluator
-from ultra.tuning.entrants import CompilePrograms, Entrant, Programs
+from ultra.programs.records import Program
+from ultra.tuning.arena import Arena, Evaluator
+from ultra.tuning.comparison import Standing, compare
+from ultra.tuning.entrants import CompilePrograms, Entrant, Programs, Tuner
+
+__all__ = ["Race", "Standing", "race"]
 
 SCREENING, COMPARING = 0.35, 0.25
 """Shares of the allowance: at most for the first wave, and for the comparison at the end."""
 WAVE = 4
 """Settings of each program in a wave; every wave has fresh common starts."""
-CUTS = (0.5, 0.5, 1.0, 0.5)
-"""Share of the programs that goes on after the first waves; in later ones it is the last number, every second time."""
+CUTS = (0.4, 0.5, 0.5)
+"""Share of the programs that goes on after each of the first waves; those that are left then stay to the end."""
 PATIENCE = 4
 """Waves after which programs none of whose settings look better than the agent alone drop out."""
 FEWEST_WAVES = 8
@@ -36,34 +39,10 @@ ENDLESS = 0.25
 """Where the agent's episodes do not end by themselves, at this share of the longest."""
 SHORTEST = 50
 """Nor shorter than so many steps."""
-TOGETHER = 64
-"""Episodes that are played at once."""
+STACKED_AFTER, STACK_SPREAD = 2, 0.1
+"""After so many cuts the best two programs are put on top of each other, and tuned on together from this spread."""
 TOP, STACKS = 4, 2
 """Candidates at the end: so many of the best settings, and so many pairs of programs on top of each other."""
-FINALISTS = (8, 4, 2)
-"""Candidates in each round of the comparison at the end."""
-
-
-@dataclass(frozen=True)
-class Standing:
-    """A candidate in the comparison at the end.
-
-    Attributes:
-        programs: followed together.
-        differences: (episodes,) to the agent alone, from common starts.
-        lengths: (episodes,) in steps.
-        ended: share of episodes that the task itself ended.
-    """
-
-    programs: Programs
-    differences: NDArray[np.float64]
-    lengths: NDArray[np.int64]
-    ended: float
-
-    @property
-    def gain(self) -> float:
-        """Mean difference to the agent alone."""
-        return float(self.differences.mean())
 
 
 @dataclass(frozen=True)
@@ -86,7 +65,7 @@ class Race:
 
 def race(
     entrants: Sequence[Entrant],
-    evaluator: PairedEvaluator,
+    evaluator: Evaluator,
     allowance: int,
     usual: float | None,
     compile_all: CompilePrograms,
@@ -102,34 +81,29 @@ def race(
         compile_all: makes instructions of programs that are followed together.
         say: told in a few words how it stands.
     """
-    return _Race(entrants, evaluator, min(allowance, evaluator.left), usual, compile_all, say).run()
+    return _Race(entrants, Arena(evaluator, allowance), usual, compile_all, say).run()
 
 
 class _Race:
     def __init__(
         self,
         entrants: Sequence[Entrant],
-        evaluator: PairedEvaluator,
-        allowance: int,
+        arena: Arena,
         usual: float | None,
         compile_all: CompilePrograms,
         say: Callable[[str], None],
     ) -> None:
-        self._entrants, self._evaluator = tuple(entrants), evaluator
+        self._entrants, self._arena = tuple(entrants), arena
         self._compile, self._say = compile_all, say
-        self._allowance, self._before = allowance, evaluator.left
         self._ends = usual is not None
-        first = ROOM * usual if usual is not None else ENDLESS * evaluator.horizon
+        first = ROOM * usual if usual is not None else ENDLESS * arena.horizon
         self._longest = self._within(first)
         self._expected = float(self._longest if usual is None else min(self._longest, usual))
         self._waves = 0
-
-    @property
-    def _left(self) -> int:
-        return self._allowance - (self._before - self._evaluator.left)
+        self._stacks: list[Entrant] = []
 
     def _within(self, steps: float) -> int:
-        return min(self._evaluator.horizon, max(SHORTEST, int(steps)))
+        return min(self._arena.horizon, max(SHORTEST, int(steps)))
 
     def run(self) -> Race:
         alive = self._screen()
@@ -137,12 +111,14 @@ class _Race:
         while any(entrant.tuner.tunable for entrant in alive):
             alive = self._best(alive, number)
             number += 1
-            if not self._wave(alive, WAVE, self._allowance * COMPARING):
+            if number == STACKED_AFTER and len(alive) > 1:
+                alive.append(self._stacked(alive[0], alive[1]))
+            if not self._tune(alive):
                 break
         candidates = self._candidates()
-        standings, alone = self._compare(candidates) if candidates else ([], np.zeros(0))
+        standings, alone = compare(candidates, self._arena, self._compile)
         self._credit(standings)
-        return Race(self._entrants, tuple(standings), alone, self._allowance - self._left)
+        return Race(self._entrants, tuple(standings), alone, self._arena.spent)
 
     # -- waves ---------------------------------------------------------------------------------------
 
@@ -150,33 +126,43 @@ class _Race:
         """All play: as many settings of each as their share of the steps lasts for, at least one."""
         if not self._entrants:
             return []
-        room = SCREENING * self._allowance / (self._expected * len(self._entrants))
+        room = SCREENING * self._arena.allowance / (self._expected * (1 + len(self._entrants)))
         settings = int(np.clip(room, 1, WAVE))
-        self._wave(list(self._entrants), settings, self._allowance * COMPARING if settings == 1 else 0.0)
+        self._wave(list(self._entrants), settings, int(np.clip(room / settings, 1, MOST_STARTS)))
         played = [entrant for entrant in self._entrants if entrant.tried]
-        self._say(f"raced {len(played)} of {len(self._entrants)} programs in {self._allowance - self._left:,} steps")
+        self._say(f"raced {len(played)} of {len(self._entrants)} programs in {self._arena.spent:,} steps")
         return played
 
     def _best(self, alive: list[Entrant], number: int) -> list[Entrant]:
         """Who goes on to the next wave."""
-        share = CUTS[number] if number < len(CUTS) else CUTS[-1] if number % 2 else 1.0
+        share = CUTS[number] if number < len(CUTS) else 1.0
         most = max(1, int(share * len(alive) + 0.5))
         ranked = sorted(alive, key=lambda entrant: -entrant.score)[:most]
         return ranked if number < PATIENCE else [entrant for entrant in ranked if entrant.gain > 0]
 
-    def _wave(self, entrants: list[Entrant], settings: int, reserved: float) -> bool:
-        """A few settings of each program from common starts; returns whether there were steps for it."""
+    def _stacked(self, first: Entrant, second: Entrant) -> Entrant:
+        """Two programs on top of each other, tuned on together from where each of them did best."""
+        programs = first.leading.programs + second.leading.programs
+        seed = first.tuner.seed + second.tuner.seed
+        stack = Entrant(first.proposal, Tuner(programs, self._compile(programs), seed % 2**31, STACK_SPREAD))
+        self._stacks.append(stack)
+        return stack
+
+    def _tune(self, alive: list[Entrant]) -> bool:
+        """One more wave of the programs that are left; returns whether there were steps for it."""
+        left = self._arena.left - COMPARING * self._arena.allowance
+        each = self._expected * (1 + WAVE * len(alive))
+        starts = int(np.clip(left / (each * FEWEST_WAVES), 1, MOST_STARTS))
+        return each * starts <= left and self._wave(alive, WAVE, starts)
+
+    def _wave(self, entrants: list[Entrant], settings: int, starts: int) -> bool:
+        """A few settings of each program from common starts; returns whether they were played."""
         points = [entrant.tuner.ask(settings) for entrant in entrants]
-        count = 1 + sum(map(len, points))
-        one = count * self._expected
-        starts = int(np.clip((self._left - reserved) / (one * FEWEST_WAVES), 1, MOST_STARTS))
-        if self._waves and one * starts > self._left - reserved:
-            return False
         controllers = [e.tuner.controller(point) for e, part in zip(entrants, points, strict=True) for point in part]
-        played = self._common([None, *controllers], starts, self._longest)
+        played = self._arena.play([None, *controllers], starts, self._longest)
         if played is None:
             return False
-        returns, lengths = played
+        returns, lengths = played.returns, played.lengths
         row = 1
         for entrant, part in zip(entrants, points, strict=True):
             rows = slice(row, min(row + len(part), len(returns)))
@@ -191,77 +177,43 @@ class _Race:
         self._expected = float(lengths.mean())
         return True
 
-    def _common(
-        self, controllers: Sequence[Controller | None], starts: int, longest: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
-        """Returns and lengths (controllers, starts) from common fresh starts; fewer rows if the steps run out."""
-        seeds = self._evaluator.seeds(starts)
-        returns, lengths = [], []
-        waiting = list(controllers)
-        while waiting:
-            room = min(TOGETHER // starts or 1, self._left // (starts * longest))
-            if room < 1 or (not returns and room < 2):
-                break
-            played = self._evaluator.play(waiting[:room], seeds, longest)
-            waiting = waiting[room:]
-            returns.append(played.returns)
-            lengths.append(played.lengths)
-        return (np.concatenate(returns), np.concatenate(lengths)) if returns else None
-
     # -- the comparison at the end --------------------------------------------------------------------
 
     def _candidates(self) -> list[Programs]:
         """What did best, what it was tuned to, and the best of different proposals on top of each other."""
-        promising = sorted((e for e in self._entrants if e.tried and e.gain > 0), key=lambda entrant: -entrant.score)
+        tried = [entrant for entrant in (*self._entrants, *self._stacks) if entrant.tried]
+        promising = sorted((e for e in tried if e.gain > 0), key=lambda entrant: -entrant.score)
         if not promising:
             return []
         settings = sorted(
             (setting for entrant in promising for setting in entrant.tuner.settings if setting.difference > 0),
             key=lambda setting: -setting.difference,
         )
-        leaders = [(e.best,) for e in promising if e.best is not None]
+        leaders = [entrant.leading.programs for entrant in promising]
         found: list[Programs] = [leaders[0], promising[0].tuner.at(promising[0].tuner.centre)]
         found += [setting.programs for setting in settings[:TOP]]
-        found += [leaders[0] + other for other in leaders[1 : 1 + STACKS]]
-        found += [leader for leader in leaders[1:]]
-        return list(dict.fromkeys(found))[: FINALISTS[0]]
-
-    def _compare(self, candidates: list[Programs]) -> tuple[list[Standing], NDArray[np.float64]]:
-        """Halving among candidates in whole episodes: those that are left have played all the same ones."""
-        horizon = self._evaluator.horizon
-        returns = {programs: np.zeros(0) for programs in candidates}
-        lengths = {programs: np.zeros(0, np.int64) for programs in candidates}
-        alone, compiled = np.zeros(0), {programs: Controller.of(self._compile(programs)) for programs in candidates}
-        order = list(candidates)
-        for number, most in enumerate(FINALISTS):
-            share = self._left // (len(FINALISTS) - number)
-            most = min(most, max(2, share // horizon - 1))
-            order = order[:most]
-            episodes = int(np.clip(share // (horizon * (1 + len(order))), 1, MOST_STARTS))
-            played = self._common([None, *(compiled[programs] for programs in order)], episodes, horizon)
-            if played is None or len(played[0]) <= len(order):
-                break
-            alone = np.append(alone, played[0][0])
-            for row, programs in enumerate(order, start=1):
-                returns[programs] = np.append(returns[programs], played[0][row])
-                lengths[programs] = np.append(lengths[programs], played[1][row])
-            means = {programs: returns[programs].mean() for programs in order}
-            order = sorted(order, key=lambda programs: -means[programs])
-        ranked = sorted(candidates, key=lambda c: (-len(returns[c]), order.index(c) if c in order else len(order)))
-        standings = [
-            Standing(c, returns[c] - alone[: len(returns[c])], lengths[c], float((lengths[c] < horizon).mean()))
-            for c in ranked
-            if len(returns[c])
-        ]
-        return standings, alone
+        found += [leaders[0] + other for other in leaders[1 : 1 + STACKS] if _disjoint(leaders[0], other)]
+        found += leaders[1:]
+        return list(dict.fromkeys(found))
 
     def _credit(self, standings: Sequence[Standing]) -> None:
-        """Tell the entrants what the comparison found."""
+        """Tell the entrants what the comparison found; the best standing of each is told last."""
         for standing in reversed(standings):
+            forms = [_form(program) for program in standing.programs]
             for entrant in self._entrants:
-                names = {program.name for program in standing.programs}
-                if entrant.proposal.program.name in names:
-                    if len(names) == 1:
-                        entrant.gain, entrant.best = standing.gain, standing.programs[0]
-                    else:
-                        entrant.gain_in_set = np.fmax(entrant.gain_in_set, standing.gain)
+                if _form(entrant.proposal.program) not in forms:
+                    continue
+                if len(forms) == 1:
+                    entrant.gain, entrant.best = standing.gain, standing.programs[0]
+                else:
+                    entrant.gain_in_set = standing.gain
+
+
+def _form(program: Program) -> Program:
+    """The program whatever its numbers."""
+    return program.with_values([parameter.low for parameter in program.parameters])
+
+
+def _disjoint(one: Programs, other: Programs) -> bool:
+    """Whether two sets of programs have no program in common, whatever its numbers."""
+    return not {_form(program) for program in one} & {_form(program) for program in other}

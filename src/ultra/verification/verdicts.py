@@ -8,7 +8,7 @@ the confidence interval of the mean paired difference, at interim analyses after
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -195,6 +195,11 @@ def _choose_strengths(tests: Sequence[_Sequential], evaluator: PairedEvaluator) 
 def audit(advice: Sequence[Advice]) -> dict[str, Any]:
     """How good an analyst's suggestions were: verdicts, mean advantage with its interval, steps per helpful one."""
     return audit_of([item.verification for item in advice])
+
+
+def suggestions_of(audit: Mapping[str, Any]) -> int:
+    """The number of suggestions in an audit; results of earlier versions call it `advices`."""
+    return int(audit["suggestions"] if "suggestions" in audit else audit["advices"])
 
 
 def audit_of(found: Sequence[Verification | None]) -> dict[str, Any]:
