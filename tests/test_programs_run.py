@@ -24,8 +24,8 @@ from ultra.config import (
     ProgramsConfig,
     RefineConfig,
 )
-from ultra.pipeline.program_search import ProgramSearch
 from ultra.pipeline import program_search, refinement
+from ultra.pipeline.program_search import ProgramSearch
 from ultra.pipeline.run import Run
 from ultra.policies.io import load_policy, save_policy
 from ultra.policies.policy import Architecture, create_policy

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ultra.advice.records import Advice, CriticalState
-from ultra.analysts.answers import MOST_ITEMS, find_json, number_of, salvage
+from ultra.analysts.answers import MOST_ITEMS, BrokenAnswer, find_json, number_of, salvage
 from ultra.analysts.conversation import Parsed
 from ultra.common.errors import UltraError
 from ultra.programs.compiled import compile_potential, compile_programs
@@ -236,6 +236,8 @@ def _read(
         answer = found.value
         repaired += found.repaired
     except UltraError as error:
+        if not isinstance(error, BrokenAnswer):
+            return Parsed((), (str(error),))
         problems.append(str(error))
         answer = {name: salvage(text, name) for name in readers}
     for name, reader in readers.items():

@@ -33,7 +33,7 @@ SCREENED = 4
 """Candidate states for each critical state that is wanted."""
 SPACING = 4
 """Candidates of one episode lie at least so many steps apart."""
-PROPOSED = 16
+PROPOSED = 12
 """Programs for the whole policy that are proposed."""
 LOOK_AHEAD = 24
 """Steps over which a fall of the critic's estimate makes a state a likely candidate."""

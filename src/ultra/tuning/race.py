@@ -25,8 +25,8 @@ SCREENING, COMPARING = 0.35, 0.25
 """Shares of the allowance: at most for the first wave, and for the comparison at the end."""
 WAVE = 4
 """Settings of each program in a wave; every wave has fresh common starts."""
-CUTS = (0.5, 0.5, 1.0, 0.5)
-"""Share of the programs that goes on after the first waves; in later ones it is the last number, every second time."""
+CUTS = (0.4, 0.5, 0.5)
+"""Share of the programs that goes on after each of the first waves; those that are left then stay to the end."""
 PATIENCE = 4
 """Waves after which programs none of whose settings look better than the agent alone drop out."""
 FEWEST_WAVES = 8
@@ -39,8 +39,8 @@ ENDLESS = 0.25
 """Where the agent's episodes do not end by themselves, at this share of the longest."""
 SHORTEST = 50
 """Nor shorter than so many steps."""
-STACKED_AFTER, STACK_SPREAD = 4, 0.1
-"""After so many waves the best two programs are put on top of each other, and tuned on together from this spread."""
+STACKED_AFTER, STACK_SPREAD = 2, 0.1
+"""After so many cuts the best two programs are put on top of each other, and tuned on together from this spread."""
 TOP, STACKS = 4, 2
 """Candidates at the end: so many of the best settings, and so many pairs of programs on top of each other."""
 
@@ -135,7 +135,7 @@ class _Race:
 
     def _best(self, alive: list[Entrant], number: int) -> list[Entrant]:
         """Who goes on to the next wave."""
-        share = CUTS[number] if number < len(CUTS) else CUTS[-1] if number % 2 else 1.0
+        share = CUTS[number] if number < len(CUTS) else 1.0
         most = max(1, int(share * len(alive) + 0.5))
         ranked = sorted(alive, key=lambda entrant: -entrant.score)[:most]
         return ranked if number < PATIENCE else [entrant for entrant in ranked if entrant.gain > 0]
