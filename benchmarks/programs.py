@@ -38,7 +38,7 @@ from ultra.tasks.spaces import Continuous
 
 STEPS = 200_000
 EXAMPLES = Path(__file__).parent.parent / "examples" / "programs"
-STARTS = {
+STARTS: dict[str, str | tuple[str, int]] = {
     "hopper": "shipped:hopper",
     "pong": "shipped:pong",
     "walker2d": ("walker2d", 100_000),
