@@ -25,8 +25,8 @@ from ultra.config import (
     ProgramsConfig,
     RefineConfig,
 )
-from ultra.pipeline.progress import Reporter
 from ultra.pipeline.program_search import ProgramSearch
+from ultra.pipeline.progress import Reporter
 from ultra.pipeline.refinement import Refinement
 from ultra.pipeline.run import Run
 from ultra.policies.io import load_policy, save_policy
