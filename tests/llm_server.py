@@ -29,7 +29,8 @@ class Request:
 
     @property
     def about(self) -> str:
-        return "advise" if '"advice"' in self.text else "identify"
+        forms = {"programs": "programs", "advice": "advise", "critical_states": "identify"}
+        return next(kind for key, kind in forms.items() if f'"reasoning": "...", "{key}": [' in self.text)
 
     @property
     def again(self) -> bool:
@@ -64,7 +65,10 @@ def good_content(request: Request) -> dict[str, Any]:
             "reasoning": "It leans.",
             "critical_states": [{"t": t, "importance": 0.5, "explanation": f"at {t} it leaned"} for t in (2, 4)],
         }
-    times = [int(t) for t in re.findall(r"## t = (\d+):", request.text)]
+    if request.about == "programs":
+        action = {"set": {"control0": 0.1}} if "control0" in request.text else {"action": "push_right"}
+        return {"reasoning": "Push.", "programs": [{"name": "push", "rules": [{"when": "true", **action}]}]}
+    times = [int(t) for t in re.findall(r"^- t = (\d+):", request.text, re.MULTILINE)]
     name = "control0" if "control0" in request.text else "push_right"
     segment = {"change": {name: 0.5}, "steps": 2} if name == "control0" else {"action": name, "steps": 2}
     return {
@@ -73,7 +77,6 @@ def good_content(request: Request) -> dict[str, Any]:
             {"t": t, "plan": [segment], "reward_follow": 0.5, "reward_taken": -0.5, "explanation": "push right"}
             for t in times
         ],
-        "rules": [{"guard": "pole_angle > 0.05", "plan": [segment], "reward": 0.2, "explanation": "it leans right"}],
     }
 
 

@@ -172,7 +172,8 @@ def test_the_report_of_a_turn_says_what_a_reader_needs() -> None:
     text = turn_text(HOPPER, report(), 2400, "6 to 10")
     assert text == turn_text(HOPPER, report(), 2400, "6 to 10")
     for part in (
-        "12,345 steps; 40,000 are left", "1. lean (turn 1): +330 [+210, +450] to the agent alone over 8 common episodes",
+        "12,345 steps; 40,000 are left",
+        "1. lean (turn 1): +330 [+210, +450] to the agent alone over 8 common episodes",
         "return 930 in 300 steps (3.1 a step), 75% of 8 episodes ended by the task's own rule",
         "x_velocity 3 (alone 2)", "Tuned: g 0.99 (the high end of its range).", "Its rules held in 52% of the steps.",
         "## An episode of lean", "There are 2 more turns.", "$",
