@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from ultra.adoption.reading import Reading
 from ultra.common.errors import UltraError
-from ultra.common.files import write_atomically
+from ultra.common.files import to_json_text, write_atomically
 from ultra.policies.policy import Policy
 from ultra.programs.compiled import Compiled, Controller
 from ultra.programs.expression import Tape
@@ -88,7 +87,7 @@ def standalone_source(policy: Policy, controller: Controller | None = None, read
     if controller is not None:
         arrays |= _program_arrays(controller, reading, shape.observation_size)
         form["program"] = _program_form(controller.program)
-    arrays["form"] = np.array(json.dumps(form, allow_nan=False))
+    arrays["form"] = np.array(to_json_text(form, "the program"))
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
     text = base64.b64encode(file.getvalue()).decode()
