@@ -146,8 +146,7 @@ def _language(task: Task) -> str:
     if isinstance(task.action_space, Discrete):
         values = {
             "acts": f'names the action that is taken: {{"when": "...", "action": "{names[-1]}"}}.',
-            "order": "`set` replaces an action; `add` adds to what stands by then: the agent's own action, or "
-            "what earlier rules made of it. Only at the very end are actions clipped to their bounds.",
+            "order": "Where several hold, the last one counts; where none does, the agent's own action is taken.",
             "agent": f"1 if the agent itself chooses that action, else 0, for instance agent({names[-1]}); "
             f"{'it samples its actions' if task.sampled_evaluation else 'it takes its most likely action'}.",
         }
