@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, get_args
+from types import MappingProxyType
+from typing import Annotated, ClassVar, Literal, get_args
 
 from tyro.conf import arg
 
@@ -28,13 +30,27 @@ def _check(holds: bool, name: str, value: object, needed: str) -> None:
 class PPOConfig:
     """Proximal policy optimisation (Schulman et al., arXiv 1707.06347), the same for every method."""
 
-    environments: int = 32
+    ALIASES: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "n_envs": "environments",
+            "n_steps": "rollout_steps",
+            "batch_size": "minibatch",
+            "n_epochs": "epochs",
+            "clip_range": "clip",
+            "ent_coef": "entropy",
+            "vf_coef": "value",
+            "max_grad_norm": "gradient_norm",
+        }
+    )
+    """Stable-Baselines3's names, which files may use too (`ultra.common.records`)."""
+
+    environments: Annotated[int, arg(aliases=["--ppo.n-envs"])] = 32
     """Environments that step together."""
-    rollout_steps: int = 64
+    rollout_steps: Annotated[int, arg(aliases=["--ppo.n-steps"])] = 64
     """Steps of each environment between updates."""
-    minibatch: int = 64
+    minibatch: Annotated[int, arg(aliases=["--ppo.batch-size"])] = 64
     """Samples in a gradient step."""
-    epochs: int = 10
+    epochs: Annotated[int, arg(aliases=["--ppo.n-epochs"])] = 10
     """Passes over each rollout."""
     learning_rate: float = 3e-4
     """Adam's step size."""
@@ -44,14 +60,14 @@ class PPOConfig:
     """Discount of future reward for each step."""
     gae_lambda: float = 0.95
     """Decay of the generalised advantage estimate (arXiv 1506.02438)."""
-    clip: float = 0.2
-    """How far the probability ratio may leave 1."""
-    entropy: float = 0.0
+    clip: Annotated[float, arg(aliases=["--ppo.clip-range"])] = 0.2
+    """Clip range of the probability ratio."""
+    entropy: Annotated[float, arg(aliases=["--ppo.ent-coef"])] = 0.0
     """Weight of the entropy bonus."""
-    value: float = 0.5
+    value: Annotated[float, arg(aliases=["--ppo.vf-coef"])] = 0.5
     """Weight of the value loss."""
-    gradient_norm: float = 0.5
-    """Gradients are scaled down to this norm."""
+    gradient_norm: Annotated[float, arg(aliases=["--ppo.max-grad-norm"])] = 0.5
+    """Largest norm of a gradient; larger ones are scaled down to it."""
 
     def __post_init__(self) -> None:
         for name in ("environments", "rollout_steps", "minibatch", "epochs"):
@@ -64,6 +80,37 @@ class PPOConfig:
             "minibatch",
             self.minibatch,
             f"a divisor of environments x rollout-steps = {self.samples}",
+        )
+
+    @classmethod
+    def from_sb3(
+        cls,
+        *,
+        n_envs: int = 32,
+        n_steps: int = 64,
+        batch_size: int = 64,
+        n_epochs: int = 10,
+        learning_rate: float = 3e-4,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float = 0.2,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+    ) -> PPOConfig:
+        """The same settings under Stable-Baselines3's names; the defaults are ULTRA's."""
+        return cls(
+            environments=n_envs,
+            rollout_steps=n_steps,
+            minibatch=batch_size,
+            epochs=n_epochs,
+            learning_rate=learning_rate,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip=clip_range,
+            entropy=ent_coef,
+            value=vf_coef,
+            gradient_norm=max_grad_norm,
         )
 
     @property
