@@ -171,8 +171,11 @@ def test_what_could_mean_something_else_is_a_problem(text: str, problem: str) ->
     assert 1 not in [state.t for state in parsed.items]  # a draft never stands for the answer
 
 
+PIECES = ["<think>", "</think>", "```json\n", "```", "{", "}", "[", "]", ",", '"', " x ", "\n"]
+
+
 @given(
-    st.lists(st.sampled_from(["<think>", "</think>", "```json\n", "```", "{", "}", "[", "]", ",", '"', " x ", "\n"]), max_size=12),
+    st.lists(st.sampled_from(PIECES), max_size=12),
     st.sampled_from([json.dumps(ANSWER), json.dumps(DRAFT), json.dumps([STATE]), ""]),
     st.text(max_size=20),
 )  # fmt: skip

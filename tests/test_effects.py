@@ -79,12 +79,12 @@ def test_effects_of_unlike_states_are_told_apart() -> None:
     episodes = collect(task, policy, list(range(8)), 0.99, workers=1)
     effects = measure(task, policy, episodes, 10_000)
     assert effects is not None and effects.split is not None and len(effects.phases) == 2
-    signs = [
-        np.sign(
-            dict(phase.effects[0].changes).get("fingertip_y", dict(phase.effects[0].changes).get("fingertip_x"))[-1]
-        )
-        for phase in effects.phases
-    ]
+    signs = []
+    for phase in effects.phases:
+        changes = dict(phase.effects[0].changes)
+        found = changes.get("fingertip_y", changes.get("fingertip_x"))
+        assert found is not None
+        signs.append(np.sign(found[-1]))
     assert signs[0] == -signs[1]
 
 

@@ -95,7 +95,8 @@ def without_thinking(text: str) -> str:
     """What is said after or between thinking in tags; also where only the closing tag was sent."""
     if _is_object(text):
         return text  # tags in it are part of what it says
-    said, depth, place = [], 0, 0
+    said: list[str] = []
+    depth = place = 0
     for tag in _TAG.finditer(text):
         if tag[1]:
             if depth == 0:
@@ -210,7 +211,7 @@ def _mended(text: str, start: int) -> _Candidate | None:
 
 def _unwrapped(item: _Candidate, wanted: Sequence[str]) -> Found | None:
     """The object that holds a wanted key: the value itself, or the only such object within it."""
-    layer, path = [((), item.value)], ()
+    layer: list[tuple[tuple[str, ...], Any]] = [((), item.value)]
     for depth in range(DEEPEST_WRAPPING + 1):
         holding = [(path, value) for path, value in layer if isinstance(value, dict) and set(wanted) & set(value)]
         if len(holding) == 1:
@@ -219,7 +220,7 @@ def _unwrapped(item: _Candidate, wanted: Sequence[str]) -> Found | None:
             return Found(value, (*item.repaired, *notes))
         if holding:
             return None
-        inner = []
+        inner: list[tuple[tuple[str, ...], Any]] = []
         for path, value in layer:
             if isinstance(value, list) and len(value) == 1:
                 inner.append(((*path, "[0]"), value[0]))

@@ -56,10 +56,8 @@ def advise_schema(task: Task) -> dict[str, Any]:
 
 def programs_schema(task: Task) -> dict[str, Any]:
     """Of the answer that proposes programs and potentials; parts that are not needed may be left out."""
-    if isinstance(task.action_space, Discrete):
-        effect = {"action": _TEXT}
-    else:
-        effect = {"set": _map(_TEXT), "add": _map(_TEXT)}
+    discrete = isinstance(task.action_space, Discrete)
+    effect = {"action": _TEXT} if discrete else {"set": _map(_TEXT), "add": _map(_TEXT)}
     rule = _object(when=_TEXT) | {"properties": {"when": _TEXT, **effect}}
     parts = {
         "parameters": _map(_object(value=_NUMBER, low=_NUMBER, high=_NUMBER)),

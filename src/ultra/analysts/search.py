@@ -254,3 +254,8 @@ def _nearer(case: Case) -> Case:
     """The case with a shorter horizon, for comparisons."""
     horizon = max(case.config.plan_steps + 1, int(case.config.compared * case.config.horizon))
     return replace(case, config=replace(case.config, horizon=horizon))
+
+
+def adversary() -> SearchAnalyst:
+    """The search turned round, with which trust is tested."""
+    return SearchAnalyst(adverse=True)
