@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -136,3 +137,10 @@ def test_the_limits_that_are_named_hold() -> None:
         assert limit in text
     for name in expression.RESERVED - {"if", "else"}:
         assert re.search(rf"\b{name}\b", text), name
+
+
+def test_the_table_of_layers_is_the_one_that_lint_checks() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == [name for name in layers if name != "__main__"]
