@@ -71,12 +71,12 @@ class ProgramSearch:
     """The programs of one round.
 
     Args:
-        case: of the round.
+        case: analysis context of the round.
         plan: the round's shares of the budget.
         config: settings of programs.
         verify_config: settings of verification.
         seed: of the run.
-        say: tells a person.
+        say: prints a line.
     """
 
     def __init__(

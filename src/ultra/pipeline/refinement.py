@@ -50,11 +50,11 @@ from ultra.tasks import Task, get_task
 from ultra.tasks.batch import Batch
 
 BRANCHES_TOGETHER = 64
-"""Environments for branches, where they step as one array."""
+"""Environments for branches, where they are stepped as one array."""
 SINGLE_BRANCHES = 16
-"""The same where each is an object of its own: more take long to make and step no faster."""
+"""The same where each is an object of its own: more would take long to make and step no faster."""
 EPISODES_TOGETHER = 256
-"""Episodes that are collected before they are written, so that memory does not grow with their number."""
+"""Episodes collected before they are written to disk, which bounds memory."""
 
 
 class Refinement:
@@ -70,7 +70,7 @@ class Refinement:
     def start(cls, path: Path, config: RefineConfig, reporter: Reporter) -> Refinement:
         """Begin a refinement, or continue the one that the same command began.
 
-        Nothing is written before the task and the policy have been found to be good.
+        Nothing is written before the task and the policy have been checked.
 
         Raises:
             UltraError: if the task is unknown, the policy does not fit, or the directory is another's.
@@ -445,7 +445,7 @@ class Refinement:
         return self._start_policy
 
     def case(self, number: int, stage: str) -> _CaseContext:
-        """What an analyst is given in a stage of a round, as a context."""
+        """The analysis context of a stage of a round, as a context manager."""
         return _CaseContext(self, number, stage)
 
     def _failed(self, number: int) -> list[Advice]:
@@ -464,7 +464,7 @@ class Refinement:
 
 
 class _CaseContext:
-    """Opens what an analyst is given, and frees the environments afterwards."""
+    """Opens the analysis context of a stage, and closes its environments afterwards."""
 
     def __init__(self, refinement: Refinement, number: int, stage: str) -> None:
         self._refinement, self._number, self._stage = refinement, number, stage

@@ -28,7 +28,7 @@ FORMAT = 1
 EXTENDED_FORMAT = 2
 """Of policies with what format 1 does not know: activations other than tanh, unlike or shared layers."""
 PROGRAM_FORMAT = 3
-"""Of policies with programs, which earlier versions would leave out without a word."""
+"""Of policies with programs, which earlier versions would silently ignore."""
 _STATISTICS = ("count", "reward_variance", "reward_count", "clip")
 """Numbers of a `Normalizer` that `policy.json` holds."""
 

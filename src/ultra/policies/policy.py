@@ -37,7 +37,7 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "silu": jax.nn.silu,
     "leaky_relu": jax.nn.leaky_relu,
 }
-"""What may stand between the layers."""
+"""Activations by name."""
 _LOG_2PI = float(np.log(2 * np.pi))
 
 
@@ -123,7 +123,7 @@ class Form:
 
 
 class Decision(NamedTuple):
-    """What a policy does with observations (n, observation_size)."""
+    """A policy's output for observations (n, observation_size)."""
 
     actions: Actions
     """(n,) int64, or (n, dim) float32 not yet clipped to the bounds."""
@@ -137,7 +137,7 @@ class Decision(NamedTuple):
 class Policy:
     """An actor-critic with its normalisation, and perhaps programs on top. Immutable: training returns new ones.
 
-    `decide` is the network alone. Whoever lets a policy act in an environment lets its `controllers` act too
+    `decide` is the network alone. Code that acts in an environment must apply the `controllers` as well
     (`ultra.simulation`, `ultra.ppo.rollout`).
     """
 
@@ -145,7 +145,7 @@ class Policy:
     params: Params
     normalizer: Normalizer
     attached: AttachedPrograms | None = None
-    """Programs that change what the network does."""
+    """Programs that act on top of the network."""
 
     @cached_property
     def controllers(self) -> tuple[Controller, ...]:
@@ -226,7 +226,7 @@ def _mlp(layers: list[Params], x: jax.Array, activation: Callable[[Any], Any]) -
 
 
 def normalize(arrays: tuple[Any, Any, Any], observations: jax.Array) -> jax.Array:
-    """Centre, scale and cut observations (inside compiled functions)."""
+    """Centre, scale and clip observations (inside compiled functions)."""
     shift, factor, clip = arrays
     return jnp.clip((observations - shift) * factor, -clip, clip)
 
