@@ -9,9 +9,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ultra.adoption.reading import with_observed_facts
+from ultra.adoption.standalone import export_standalone
 from ultra.analysts.fidelity import fidelity_of_case
+from ultra.collection.collect import collect as play
 from ultra.common.errors import UltraError
-from ultra.common.files import write_json
+from ultra.common.files import make_directory, write_json
 from ultra.common.locks import hold_directory
 from ultra.common.statistics import Estimate
 from ultra.config import RefineConfig, TrainConfig
@@ -23,8 +26,10 @@ from ultra.pipeline.reporting import write_report
 from ultra.pipeline.round_advice import fidelity_rng
 from ultra.pipeline.run import STAGES, Run
 from ultra.pipeline.training import train_policy
+from ultra.policies.acting import missing_facts
 from ultra.policies.opening import open_policy
-from ultra.policies.policy import Policy
+from ultra.policies.policy import Policy, check_fits
+from ultra.policies.sb3.exporting import export_policy
 from ultra.tasks import Task, get_task
 
 if TYPE_CHECKING:
@@ -69,6 +74,56 @@ def evaluate(
     task = get_task(task) if isinstance(task, str) else task
     estimate, _, _ = evaluate_policy(task, loaded, evaluation_seeds(seed, episodes), workers=workers)
     return estimate
+
+
+def observe_facts(policy: Policy, task: Task | str, episodes: int = 16, seed: int = 0, workers: int = 0) -> Policy:
+    """Find out how the facts that a policy's programs read are read off observations, by playing.
+
+    Policies that `ultra refine` saved know it. What is not in the observation stays unknown.
+
+    Args:
+        policy: with programs.
+        task: the one that the programs were made for.
+        episodes: to play, with sampled actions.
+        seed: of the episodes.
+        workers: processes; 0 uses all cores.
+
+    Returns:
+        The policy, which acts on observations alone if nothing is missing.
+    """
+    task = get_task(task) if isinstance(task, str) else task
+    check_fits(policy, task.name, task.observation_size, task.action_space, task.card.fact_names)
+    seeds = evaluation_seeds(seed, episodes)
+    longest = min(task.time_limit, 1000)
+    return with_observed_facts(policy, task.card, play(task, policy, seeds, 0.99, longest=longest, workers=workers))
+
+
+def export(policy: Policy | PathLike, out: PathLike, task: Task | str | None = None) -> list[Path]:
+    """Write a policy for use without ULTRA: by its ending a Python module of NumPy alone, or a zip.
+
+    Args:
+        policy: perhaps with programs.
+        out: `NAME.py` for a module with a class `Policy` of `reset()` and `act(observation)`, which may have programs;
+            `NAME.zip` for Stable-Baselines3 2.x, which has no place for programs.
+        task: whose spaces the zip names; for a module only where it was not saved how programs read their facts.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        UltraError: if the policy cannot be written in that form; the message says what can be done.
+    """
+    loaded = policy if isinstance(policy, Policy) else open_policy(policy).policy
+    path, known = Path(out), get_task(task) if isinstance(task, str) else task
+    if path.suffix == ".py":
+        if known is not None and missing_facts(loaded):
+            loaded = observe_facts(loaded, known)
+        make_directory(path.parent)
+        export_standalone(path, loaded)
+        return [path]
+    if known is None:
+        raise UltraError(f"{path} is to be a zip of Stable-Baselines3: give the task, whose spaces it names (--task)")
+    return export_policy(loaded, known, path)
 
 
 def report(run: PathLike, out: PathLike | None = None) -> Path:
@@ -144,7 +199,7 @@ def fidelity(run: PathLike, number: int = 0, reporter: Reporter | None = None) -
         number = max((n for n in rounds if refinement.run.finished(f"round-{n}/identify")), default=1)
     refinement.run.require(f"round-{number}/identify", f"ultra identify {run}")
     with refinement.case(number, "identify") as case:
-        scores = fidelity_of_case(case, fidelity_rng(refinement.config.seed, number))
+        scores = fidelity_of_case(case, fidelity_rng(refinement.config.seed_of_analysis, number))
     if not scores:
         raise UltraError(
             f"{run}: every episode has return 0, or none was explained: there is no change to compare with"

@@ -465,6 +465,9 @@ class RefineConfig:
     """The whole budget of environment steps: collection, analysis, verification, programs and training."""
     seed: int = 0
     """Seed of everything random."""
+    analysis_seed: int | None = None
+    """Seed of the analysis alone: of episodes, critical states, advice, programs and their verification. Runs that
+    differ in `seed` then share one analysis of the same policy. Default: the seed."""
     rounds: int = 1
     """Rounds of collecting, analysing and training, each with an equal part of the budget."""
     sticky: float = 0.0
@@ -494,6 +497,11 @@ class RefineConfig:
         _check(self.steps >= 1, "steps", self.steps, "at least 1")
         _check(self.rounds >= 1, "rounds", self.rounds, "at least 1")
         _check(0 <= self.sticky < 1, "sticky", self.sticky, "in [0, 1)")
+
+    @property
+    def seed_of_analysis(self) -> int:
+        """What everything that the analysis draws comes from."""
+        return self.seed if self.analysis_seed is None else self.analysis_seed
 
     @property
     def uses_programs(self) -> bool:

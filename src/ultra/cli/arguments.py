@@ -118,17 +118,22 @@ class ProgramsCheckArguments:
 
 @dataclass(frozen=True)
 class ExportArguments:
-    """Write a policy as a zip of Stable-Baselines3 2.x, with VecNormalize statistics where it has any.
+    """Write a policy for use without ULTRA, by the ending of --out.
 
-    Example: ultra export runs/hopper/policy/best --task hopper --out hopper.zip
+    NAME.py is one module that needs NumPy alone, with the policy's programs: `policy = Policy()`, `policy.reset()`,
+    `policy.act(observation)`. NAME.zip is for Stable-Baselines3 2.x, with VecNormalize statistics where the policy has
+    any; it has no place for programs.
+
+    Example: ultra export runs/swimmer/policy/best --out swimmer.py
     """
 
     policy: Positional[Path]
     """Directory of the policy, a zip of Stable-Baselines3, or `shipped:NAME`."""
-    task: str
-    """A known task (`ultra tasks`) or a Gymnasium id; its spaces are written into the zip."""
     out: Path
-    """File to write; statistics go beside it, as NAME_vecnormalize.pkl."""
+    """File to write, NAME.py or NAME.zip; statistics of a zip go beside it, as NAME_vecnormalize.pkl."""
+    task: str = ""
+    """A known task (`ultra tasks`) or a Gymnasium id, whose spaces are written into a zip. A module needs it only where
+    it was not saved with the policy how its programs read their facts."""
     vecnormalize: str = ""
     """VecNormalize statistics of a zip; by default they are looked for beside it, under the usual names."""
     trust_pickle: bool = False

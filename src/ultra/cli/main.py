@@ -31,7 +31,7 @@ Find out why a reinforcement-learning policy fails, and make it better.
   refine       refine a policy: collect, identify, advise, verify, fine-tune, evaluate
   evaluate     score a policy in Gymnasium's own environment
   card         describe an environment, in a file to complete
-  export       write a policy as a zip of Stable-Baselines3
+  export       write a policy as a module of NumPy alone, or as a zip of Stable-Baselines3
   programs     check FILE: check programs of your own against a task (`--analyst programs:FILE`)
   report       tables, learning curves and an HTML page of a finished run or a study
   study        tasks x methods x analysts x seeds of a file, on this machine or a Ray cluster

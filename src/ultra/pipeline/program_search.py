@@ -75,7 +75,7 @@ class ProgramSearch:
         plan: the round's shares of the budget.
         config: settings of programs.
         verify_config: settings of verification.
-        seed: of the run.
+        seed: of the analysis.
         say: prints a line.
     """
 

@@ -77,7 +77,7 @@ class RoundAdvice:
         """For the audit: how well the critical states explain the round's episodes; returns the steps that it took."""
         if not self.config.audit.replays:
             return 0
-        rng = fidelity_rng(self.config.seed, self.plan.number)
+        rng = fidelity_rng(self.config.seed_of_analysis, self.plan.number)
         replays = self.config.audit.replays
         found = fidelity_of_case(self.case, rng, shares=[AUDIT_SHARE], replays=replays, longest=AUDIT_STEPS)
         write_json(self.folder / FIDELITY, found)

@@ -143,6 +143,8 @@ def _read_policy(path: Path) -> Policy:
     _check_statistics(normalizer)
     weights = {k: v.astype(np.float32) for k, v in arrays.items()}
     attached = AttachedPrograms.from_json(header["attached"]) if "attached" in header else None
+    if attached is not None and attached.observed is not None and attached.observed.size != size:
+        raise UltraError(f"its programs read observations of {attached.observed.size} entries, but it takes {size}")
     policy = Policy(architecture, unflatten(weights, architecture.form), normalizer, attached)
     policy.controllers  # noqa: B018 - compiled here, so that damage shows now
     return policy

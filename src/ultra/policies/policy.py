@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ultra.common.errors import PolicyError, UltraError
 from ultra.common.xla import configure
-from ultra.policies import networks
+from ultra.policies import acting, networks
 from ultra.policies.networks import Image
 from ultra.policies.normalizer import Normalizer
 from ultra.programs.attached import AttachedPrograms
@@ -137,8 +137,9 @@ class Decision(NamedTuple):
 class Policy:
     """An actor-critic with its normalisation, and perhaps programs on top. Immutable: training returns new ones.
 
-    `decide` is the network alone. Code that acts in an environment must apply the `controllers` as well
-    (`ultra.simulation`, `ultra.ppo.rollout`).
+    `act` and `actor` are for whoever has observations: an environment of one's own, a robot. `decide` is the network
+    alone; within ULTRA, where facts come from the task, the `controllers` act on top of it (`ultra.simulation`,
+    `ultra.ppo.rollout`).
     """
 
     architecture: Architecture
@@ -151,6 +152,27 @@ class Policy:
     def controllers(self) -> tuple[Controller, ...]:
         """The attached programs as instructions, layer by layer."""
         return () if self.attached is None else self.attached.controllers(self.architecture.action_space)
+
+    def act(self, observations: ArrayLike, *, sampled: bool = False, rng: np.random.Generator | None = None) -> Actions:
+        """What to do in one state or in several, by their observations alone.
+
+        Args:
+            observations: (observation_size,) or (n, observation_size); see `Actor.act`.
+            sampled: draw actions instead of taking the most likely ones.
+            rng: source of sampled actions.
+
+        Returns:
+            The action as the environment takes it, or n of them; continuous ones are inside their bounds.
+
+        Raises:
+            PolicyError: if observations do not fit; if programs have clocks or memory (use `actor`), or read facts that
+                are not in the observation.
+        """
+        return acting.act(self, observations, sampled=sampled, rng=rng)
+
+    def actor(self, size: int = 1) -> acting.Actor:
+        """The policy in `size` environments: it keeps the clocks and the memory of its programs, episode by episode."""
+        return acting.Actor(self, size)
 
     def decide(self, observations: Observations, noise: NDArray[np.float32]) -> Decision:
         """Choose actions.

@@ -139,7 +139,7 @@ def record_error(job: Job, error: str) -> str:
 
 def _run(job: Job, reporter: NotedProgress) -> None:
     if isinstance(job.config, RefineConfig):
-        Refinement.start(job.path, job.config, reporter).run_all()
+        Refinement.start(job.path, job.config, reporter, job.shared).run_all()
     else:
         train_policy(job.path, job.config, reporter)
 

@@ -278,3 +278,8 @@ class ObjectPong(gymnasium.Wrapper[NDArray[np.float32], int, NDArray[np.uint8], 
                 break
         self.facts = read_facts(self.unwrapped.ale.getRAM(), self.facts)  # type: ignore[attr-defined]
         return observe(self.facts), total, terminated, truncated, info
+
+
+def environment_facts(environments: Sequence[Any], observations: Observations) -> Facts:
+    """Facts (n, 10) of games that are `ObjectPong`."""
+    return np.stack([game.facts for game in environments])
