@@ -13,6 +13,10 @@ Method = Literal["none", "ppo", "random", "jsrl", "statemask-r", "rice", "ultra-
 METHODS: tuple[str, ...] = get_args(Method)
 
 
+USUAL_DISCOUNT = 0.99
+"""Where nothing else is said, or known."""
+
+
 def takes_advice(method: str) -> bool:
     """Whether a method is one of ULTRA's, which use an analyst's advice."""
     return method.startswith("ultra")
@@ -40,8 +44,9 @@ class PPOConfig:
     """Adam's step size."""
     anneal: bool = False
     """Let the learning rate fall linearly to zero."""
-    gamma: float = 0.99
-    """Discount of future reward for each step."""
+    gamma: float | None = None
+    """Discount of future reward for each step; by default the one that the policy was trained with where that is known,
+    else 0.99."""
     gae_lambda: float = 0.95
     """Decay of the generalised advantage estimate (arXiv 1506.02438)."""
     clip: float = 0.2
@@ -57,14 +62,19 @@ class PPOConfig:
         for name in ("environments", "rollout_steps", "minibatch", "epochs"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
-        for name in ("gamma", "gae_lambda"):
-            _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
+        for name, value in (("gamma", self.discount), ("gae_lambda", self.gae_lambda)):
+            _check(0 <= value <= 1, name, value, "between 0 and 1")
         _check(
             self.samples % self.minibatch == 0,
             "minibatch",
             self.minibatch,
             f"a divisor of environments x rollout-steps = {self.samples}",
         )
+
+    @property
+    def discount(self) -> float:
+        """Discount of future reward for each step."""
+        return USUAL_DISCOUNT if self.gamma is None else self.gamma
 
     @property
     def samples(self) -> int:
