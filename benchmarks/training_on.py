@@ -28,7 +28,7 @@ from ultra.common.files import write_json
 from ultra.common.streams import stream
 from ultra.config import AnchorConfig, PPOConfig
 from ultra.evaluation.late_policies import LatePolicies, choose
-from ultra.policies.io import load_policy, save_policy
+from ultra.policies.io import SHIPPED, load_policy, save_policy
 from ultra.policies.policy import Architecture, Policy, create_policy
 from ultra.ppo.train import train
 from ultra.programs.compiled import Controller, compile_programs
@@ -38,8 +38,8 @@ from ultra.simulation.budget import StepBudget
 from ultra.tasks import get_task
 from ultra.tasks.task import Task
 
-BASE_STEPS = {"hopper": 134_000, "walker2d": 400_000}
-"""Steps of the first training: with fewer, tuning makes nothing of Walker2d that could be forgotten."""
+FIRST_STEPS, BASE_STEPS = {"hopper": 134_000, "walker2d": 400_000}, 134_000
+"""Steps of training from scratch (with fewer, tuning makes nothing of Walker2d), and of a refinement's training."""
 TUNE_STEPS, STEPS = 40_000, 60_000
 """Steps of the tuning, and of training on."""
 POPULATION = 15
@@ -49,7 +49,7 @@ PAIRS = {"hopper": (0, 1, 2), "walker2d": (0, 1, 2, 0, 1, 2)}
 """The number that each action shares with its counterpart on the other side."""
 
 
-LATE, CHOICE_STEPS = 10, 16_000
+LATE, CHOICE_STEPS = 5, 20_000
 """Policies that are kept on the way, and most steps for comparing them with the adopted one."""
 
 
@@ -74,8 +74,11 @@ SETTINGS = {
     "careful": Setting("critic first, noise 0.1", CAREFUL),
     "slow": Setting("critic first, noise 0.1, learning rate 3e-5", CAREFUL, learning_rate=3e-5),
     "kl-0.1": Setting("critic first, noise 0.1, KL 0.1", replace(CAREFUL, weight=0.1)),
+    "kl-0.3": Setting("critic first, noise 0.1, KL 0.3", replace(CAREFUL, weight=0.3)),
     "kl-1": Setting("critic first, noise 0.1, KL 1", replace(CAREFUL, weight=1.0)),
     "kl-10": Setting("critic first, noise 0.1, KL 10", replace(CAREFUL, weight=10.0)),
+    "kl-1-alone": Setting("KL 1 alone", replace(FREE, weight=1.0)),
+    "kl-1-constant": Setting("critic first, noise 0.1, KL 1 throughout", replace(CAREFUL, weight=1.0, floor=1.0)),
     "kl-1-loud": Setting("critic first, KL 1", replace(CRITIC, weight=1.0)),
     "kl-1-back": Setting(
         "critic first, noise 0.1, KL 1 the other way", replace(CAREFUL, weight=1.0, direction="policy")
@@ -111,14 +114,26 @@ def measured(task: Task, policy: Policy, seed: int) -> list[float]:
     return returns
 
 
-def trained(task: Task, seed: int, folder: Path) -> Policy:
-    """PPO from scratch, with the settings of `ultra train`."""
+def trained(task: Task, seed: int, folder: Path, *, refined: bool) -> Policy:
+    """PPO from scratch, with the settings of `ultra train`; or as `ultra refine` trains a sub-optimal policy."""
     if not (folder / "policy.json").is_file():
-        rng = np.random.default_rng(seed)
-        fresh = create_policy(Architecture(task.observation_size, task.action_space), rng)
-        policy = train(task, fresh, PPOConfig(), BASE_STEPS[task.name], rng, learn_statistics=True, workers=1)
+        if refined:
+            start = SHIPPED / "hopper" if task.name == "hopper" else folder.parents[1] / f"{task.name}-start"
+            if not (start / "policy.json").is_file():
+                save_policy(from_scratch(task, 1000, 200_000), start)
+            rng = stream(seed, "training on", "base")
+            policy = train(task, load_policy(start), PPOConfig(), BASE_STEPS, rng, standardized=True, workers=1)
+        else:
+            policy = from_scratch(task, seed, FIRST_STEPS[task.name])
         save_policy(policy, folder, {"returns": measured(task, policy, seed)})
     return load_policy(folder)
+
+
+def from_scratch(task: Task, seed: int, steps: int) -> Policy:
+    """A policy of PPO that learns its statistics too."""
+    rng = np.random.default_rng(seed)
+    fresh = create_policy(Architecture(task.observation_size, task.action_space), rng)
+    return train(task, fresh, PPOConfig(), steps, rng, learn_statistics=True, workers=1)
 
 
 def tuned(task: Task, policy: Policy, seed: int, folder: Path) -> Policy:
@@ -174,31 +189,34 @@ def trained_on(task: Task, seed: int, folder: Path, name: str) -> dict[str, Any]
     rng = stream(seed, "training on", "choice")
     best = choose([*named, ("adopted", adopted)], task, CHOICE_STEPS, budget, rng, workers=1)
     returns = {label: measured(task, policy, seed) for label, policy in (("last", whole(last)), ("best", best))}
-    found = returns | {"stays": best is adopted, "choice": budget.used}
+    found = returns | {"choice": budget.used}
     write_json(result, found)
     shutil.rmtree(folder / name)
     return found
 
 
-def table(folder: Path, tasks: Sequence[str], seeds: Sequence[int], names: Sequence[str]) -> list[str]:
+def folder_of(out: Path, task: str, seed: int, refined: bool) -> Path:
+    """Where the policies of a task and a seed lie."""
+    return out / f"{task}{'-refined' if refined else ''}-{seed}"
+
+
+def table(out: Path, tasks: Sequence[str], seeds: Sequence[int], names: Sequence[str], refined: bool) -> list[str]:
     """The mean returns of each setting, and how often the adopted policy stays the best."""
     lines = ["| task | setting | last | best | by seed: last | by seed: best | adopted stays |", "|" + "---|" * 7]
     for task in tasks:
-        present = [seed for seed in seeds if (folder / f"{task}-{seed}" / "tuned" / "policy.json").is_file()]
-        about = [
-            json.loads((folder / f"{task}-{seed}" / "tuned" / "policy.json").read_text())["about"] for seed in present
-        ]
-        before = [float(np.mean(one["returns"])) for one in about]
-        listed = ", ".join(f"{value:,.0f}" for value in before)
-        lines.append(f"| {task} | the adopted policy | {np.mean(before):,.0f} | | {listed} | | |")
+        folders = [folder_of(out, task, seed, refined) for seed in seeds]
+        about = [json.loads((folder / "tuned" / "policy.json").read_text())["about"] for folder in folders]
+        means = [float(np.mean(one["returns"])) for one in about]
+        listed = ", ".join(f"{value:,.0f}" for value in means)
+        lines.append(f"| {task} | the adopted policy | {np.mean(means):,.0f} | | {listed} | | |")
         for name in names:
-            paths = [folder / f"{task}-{seed}" / f"{name}.json" for seed in present]
-            if not paths or not all(path.is_file() for path in paths):
+            paths = [folder / f"{name}.json" for folder in folders]
+            if not all(path.is_file() for path in paths):
                 continue
             found = [json.loads(path.read_text()) for path in paths]
             last, best = ([float(np.mean(one[label])) for one in found] for label in ("last", "best"))
             by_seed = " | ".join(", ".join(f"{value:,.0f}" for value in values) for values in (last, best))
-            stays = sum(one["stays"] for one in found)
+            stays = sum(one["best"] == before["returns"] for one, before in zip(found, about, strict=True))
             lines.append(
                 f"| | {SETTINGS[name].words} | {np.mean(last):,.0f} | {np.mean(best):,.0f} | {by_seed} | "
                 f"{stays} of {len(found)} |"
@@ -212,17 +230,18 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1000, 1001, 1002])
     parser.add_argument("--settings", nargs="*", default=list(SETTINGS))
     parser.add_argument("--out", type=Path, default=Path("runs/training-on"))
+    parser.add_argument("--refined", action="store_true", help="start from sub-optimal policies, refined by PPO")
     options = parser.parse_args()
     for name, seed in product(options.tasks, options.seeds):
-        task, folder = get_task(name), options.out / f"{name}-{seed}"
-        base = trained(task, seed, folder / "base")
+        task, folder = get_task(name), folder_of(options.out, name, seed, options.refined)
+        base = trained(task, seed, folder / "base", refined=options.refined)
         tuned(task, base, seed, folder / "tuned")
     for setting, name, seed in product(options.settings, options.tasks, options.seeds):
         began = time.monotonic()
-        found = trained_on(get_task(name), seed, options.out / f"{name}-{seed}", setting)
+        found = trained_on(get_task(name), seed, folder_of(options.out, name, seed, options.refined), setting)
         means = ", ".join(f"{label} {np.mean(found[label]):,.0f}" for label in ("last", "best"))
         print(f"{name} {seed} {setting}: {means} ({time.monotonic() - began:.0f} s)", flush=True)
-    print("\n".join(table(options.out, options.tasks, options.seeds, options.settings)))
+    print("\n".join(table(options.out, options.tasks, options.seeds, options.settings, options.refined)))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -160,11 +161,33 @@ def test_gymnasiums_mujoco_environments_have_a_goal(name: str) -> None:
     assert card.goal != UNKNOWN_GOAL and "cut off" in card.termination and card.reward.startswith(("For", "1 for"))
 
 
+def test_facts_of_any_model_hold_its_feet_and_its_body_in_words() -> None:
+    """An ant's legs end in bodies without a name: their joints name them."""
+    task = get_task("Ant-v5", kwargs=("terminate_when_unhealthy=false",))
+    names = [f"ankle_{leg}" for leg in (1, 2, 3, 4)]
+    assert {f"{name}_{kind}" for name in names for kind in ("height", "contact")} <= set(task.card.fact_names)
+    seen = set()
+    for env, facts, _ in visits(task, 40):
+        data = mujoco.MjData(env.model)
+        data.qpos[:] = env.data.qpos
+        mujoco.mj_forward(env.model, data)
+        touching = {int(env.model.geom_bodyid[geom]) for contact in data.contact for geom in contact.geom}
+        for name in names:
+            body = int(env.model.jnt_bodyid[env.model.joint(name).id])
+            assert facts[f"{name}_contact"] == (body in touching)
+            seen.add(facts[f"{name}_contact"])
+    assert seen == {0.0, 1.0}
+    assert "One step of the agent lasts 0.05 s" in task.card.body and "hip_1 -0.52 to 0.52" in task.card.body
+    swimmer = get_task("Swimmer-v5", snapshots="replay").card  # which nothing touches
+    assert not any(name.endswith("_contact") for name in swimmer.fact_names)
+
+
 def test_other_arguments_leave_the_goal_to_the_user() -> None:
     """They may change what is rewarded and when it ends."""
     assert get_task("Ant-v5", snapshots="replay", kwargs=("healthy_reward=0",)).card.goal == UNKNOWN_GOAL
 
 
+@pytest.mark.slow
 def test_facts_of_breakout_are_what_the_screen_shows() -> None:
     """Left edges of paddle and ball, and where the ball goes."""
     task = get_task("ALE/Breakout-v5", kwargs=("obs_type=ram", "repeat_action_probability=0.0"))
@@ -238,6 +261,7 @@ def forget_ocatari() -> Iterator[None]:
     forget()
 
 
+@pytest.mark.slow
 def test_objects_are_facts_where_ocatari_is_installed(
     forget_ocatari: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,16 @@ from hypothesis import strategies as st
 import ultra
 from ultra import api
 from ultra.cli.prompt import prompts_of_run
-from ultra.collection.describe import choose_rows, count_tokens, describe_episode, describe_window, largest_facts
+from ultra.collection.cycles import cycle_of
+from ultra.collection.describe import (
+    Split,
+    choose_rows,
+    count_tokens,
+    describe_episode,
+    describe_outcome,
+    describe_windows,
+    largest_facts,
+)
 from ultra.collection.trajectories import Trajectory
 from ultra.common.errors import UltraError
 from ultra.config import AnalyseConfig, CollectConfig, PPOConfig, RefineConfig
@@ -69,61 +79,109 @@ def test_an_episode_costs_at_most_its_tokens(name: str, steps: int, seed: int, d
 @given(seed=st.integers(0, 99), events=st.sets(st.integers(0, 599), max_size=6))
 def test_reward_events_are_kept(seed: int, events: set[int]) -> None:
     rows = choose_rows(make_episode(HOPPER, 600, seed, tuple(events)), 40)
-    assert events <= set(rows)
-
-
-@settings(deadline=None)
-@given(name=st.sampled_from(sorted(TASKS)), steps=st.integers(1, 600), seed=st.integers(0, 99), data=st.data())
-def test_what_is_left_out_is_announced(name: str, steps: int, seed: int, data: st.DataObject) -> None:
-    """Shown and announced steps together are the whole episode, in order."""
-    task = TASKS[name]
-    tokens = data.draw(st.integers(100, 6000))
-    text = describe_episode(task, make_episode(task, steps, seed), tokens)
-    expected = 0
-    for line in text.split("\n\n", 1)[1].splitlines()[1:]:
-        gap = re.fullmatch(r"\.\.\. (\d+) left out", line)
-        if gap:
-            assert int(gap[1]) > 0
-            expected += int(gap[1])
-        else:
-            assert line.startswith(f"{expected},")
-            expected += 1
-    assert expected == steps
+    assert events <= set(rows.times)
 
 
 @settings(deadline=None)
 @given(steps=st.integers(1, 600), seed=st.integers(0, 99), most=st.integers(4, 200))
-def test_both_ends_are_kept(steps: int, seed: int, most: int) -> None:
-    rows = choose_rows(make_episode(PONG, steps, seed), most)
-    assert len(rows) <= most
-    assert rows == sorted(set(rows))
-    assert {0, 1, 2} & set(range(steps)) <= set(rows)
-    assert set(range(max(0, steps - most // 4), steps)) <= set(rows)
+def test_rows_are_regular_from_the_first_step_to_the_last(steps: int, seed: int, most: int) -> None:
+    rows = choose_rows(make_episode(PONG, steps, seed), most, PONG.card)
+    assert len(rows.times) <= most
+    assert list(rows.times) == sorted(set(rows.times))
+    assert {0, steps - 1} <= set(rows.times)
+    assert set(range(0, steps, rows.every)) <= set(rows.times)
 
 
-def test_a_fall_of_the_value_and_a_sharp_change_are_kept() -> None:
-    episode = make_episode(HOPPER, 500)
-    episode.facts[:] = np.linspace(0, 1, 501)[:, None]
-    episode.facts[123:] += 5.0
-    episode.values[:] = np.linspace(100, 90, 501)
-    episode.values[302:] -= 40.0
-    rows = choose_rows(episode, 20)
-    assert 301 in rows
-    assert {122, 123} & set(rows)
+def test_the_text_says_which_steps_it_shows() -> None:
+    episode = make_episode(HOPPER, 600)
+    text = describe_episode(HOPPER, episode, 2400)
+    rows = choose_rows(episode, len(shown(text)), HOPPER.card)
+    assert shown(text) == list(rows.times)
+    assert re.search(rf"Shown: every {rows.every}(st|nd|rd|th) step, .*the end\.", text)
+
+
+def hopping(steps: int = 400, period: int = 40) -> Trajectory:
+    """An episode in which the foot comes down every `period` steps."""
+    episode = make_episode(HOPPER, steps)
+    place = HOPPER.card.fact_names.index("foot_contact")
+    episode.facts[:, place] = np.arange(steps + 1) % period < period // 2
+    return episode
+
+
+def test_one_full_cycle_of_a_gait_is_shown() -> None:
+    """From one touch-down to the next."""
+    episode = hopping()
+    assert cycle_of(episode.facts[:-1], HOPPER.card) == (200, 240)
+    text = describe_episode(HOPPER, episode, 20_000)
+    assert "one full cycle from t = 200 to 240," in text
+    assert set(range(200, 241)) <= set(shown(text))
+
+
+def test_what_repeats_without_contacts_is_a_cycle_too() -> None:
+    task = get_task("reacher")
+    episode = make_episode(task, 300)
+    phase = np.arange(301)[:, None] * 2 * np.pi / 25 + np.arange(len(task.card.facts))
+    episode.facts[:] = np.sin(phase)
+    assert cycle_of(episode.facts[:-1], task.card) == (138, 163)
+    assert cycle_of(make_episode(task, 300).facts[:-1], task.card) is None
+
+
+def test_facts_that_never_change_are_told_once() -> None:
+    task = get_task("reacher")
+    episode = make_episode(task, 40)
+    episode.facts[:, 6] = 0.125
+    text = describe_episode(task, episode, 5000)
+    header = next(line for line in text.splitlines() if line.startswith("t,"))
+    assert "target_x" not in header.split(",") and "Constant: target_x 0.125." in text
+
+
+def test_rewards_that_always_differ_are_no_events() -> None:
+    """As in Reacher: they stand in the table already."""
+    episode = make_episode(HOPPER, 40)
+    episode.rewards[:] = np.arange(40)
+    assert "Reward +" not in describe_outcome(HOPPER, episode)
+
+
+def test_an_episode_that_was_cut_to_save_steps_is_not_said_to_have_reached_its_limit() -> None:
+    episode = replace(make_episode(HOPPER, 350), terminated=False, truncated=True)
+    assert "cut off there to save steps, which is no failure: the task itself goes on to 1,000 steps" in (
+        describe_outcome(HOPPER, episode)
+    )
+    whole = replace(make_episode(HOPPER, 1000), terminated=False, truncated=True)
+    assert "reached the task's time limit" in describe_outcome(HOPPER, whole)
+
+
+def test_reward_is_told_by_phase() -> None:
+    episode = hopping()
+    episode.rewards[:] = np.where(np.arange(400) % 40 < 20, 1.5, 2.5)
+    text = describe_outcome(HOPPER, episode, Split("foot_contact", 0.5))
+    assert (
+        "Mean reward of a step: 1.5 where foot_contact is 1 (50% of the steps), "
+        "2.5 where foot_contact is 0 (50% of the steps)." in text
+    )
+
+
+def test_the_most_likely_action_stands_beside_one_that_differs() -> None:
+    episode = make_episode(HOPPER, 3)
+    episode.actions[:] = [0.5, -0.5, 0.0]
+    episode = replace(episode, most_likely=np.array([[0.45, 0.5, 0.0]] * 3, np.float32))
+    text = describe_episode(HOPPER, episode, 5000)
+    assert ",0.50,-0.50/0.50,0.00," in text and "its most likely action" in text
+    assert ",0.45,0.50,0.00," in describe_episode(HOPPER, episode, 5000, likely=True)
 
 
 def test_a_short_episode_is_shown_whole() -> None:
     text = describe_episode(PONG, make_episode(PONG, 30), 5000)
     assert shown(text) == list(range(30))
-    assert "left out" not in text
+    assert "Every step is shown." in text
 
 
 def test_a_row_holds_what_happened_in_the_cards_words() -> None:
     episode = make_episode(PONG, 5, events=(3,))
     lines = describe_episode(PONG, episode, 5000).splitlines()
-    assert lines[0] == f"The episode lasted 5 steps with a return of -16.00; {episode.end()}."
+    assert lines[0] == "The episode lasted 5 steps with a return of -16.00; it was ended by the task's own rule."
     assert lines[2] == "Reward -20 at t = 3."
-    header, row = lines[4].split(","), lines[8].split(",")
+    header, row = lines[5].split(","), lines[9].split(",")
     named = dict(zip(header, row, strict=True))
     assert header[0] == "t"
     assert header[1:-3] == list(PONG.card.fact_names)
@@ -136,18 +194,29 @@ def test_a_row_holds_what_happened_in_the_cards_words() -> None:
 def test_continuous_actions_are_shown_as_the_environment_got_them() -> None:
     episode = make_episode(HOPPER, 3)
     episode.actions[0] = [0.25, -7.0, 3.0]
-    row = describe_episode(HOPPER, episode, 5000).splitlines()[4]
+    row = next(line for line in describe_episode(HOPPER, episode, 5000).splitlines() if line.startswith("0,"))
     assert row.startswith("0,")
     assert ",0.25,-1.00,1.00," in row
 
 
-@pytest.mark.parametrize("t", [0, 5, 50, 99])
-def test_a_window_shows_every_step_around_a_time_and_marks_it(t: int) -> None:
-    text = describe_window(HOPPER, make_episode(HOPPER, 100), t, before=12, after=16)
-    assert shown(text) == list(range(max(0, t - 12), min(100, t + 16)))
-    marked = [line for line in text.splitlines() if line.endswith("<- critical")]
-    assert len(marked) == 1
-    assert marked[0].startswith(f"{t},")
+@settings(deadline=None)
+@given(times=st.sets(st.integers(0, 99), min_size=1, max_size=4), seed=st.integers(0, 9))
+def test_windows_show_each_step_once_and_cover_the_plan(times: set[int], seed: int) -> None:
+    text = describe_windows(HOPPER, make_episode(HOPPER, 100, seed), sorted(times), 30, 10**6)
+    rows = shown(text)
+    assert rows == sorted(set(rows))
+    for t in times:
+        assert set(range(max(0, t - 6), min(100, t + 11))) <= set(rows)
+        assert max(rows) >= min(99 - 3, t + 30)
+        assert len([line for line in text.splitlines() if line.startswith(f"{t},") and "<- critical" in line]) == 1
+    assert text.count("<- critical") == len(times)
+
+
+def test_windows_are_thinned_where_they_cost_too_much() -> None:
+    episode = make_episode(HOPPER, 300)
+    whole, thin = (describe_windows(HOPPER, episode, [50, 150], 30, tokens) for tokens in (10_000, 1500))
+    assert count_tokens(thin) < count_tokens(whole)
+    assert {50, 150} <= set(shown(thin)) and max(shown(thin)) >= 175
 
 
 def test_text_is_the_same_every_time() -> None:

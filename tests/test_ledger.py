@@ -87,7 +87,7 @@ def test_a_recording_replays_a_run_without_network_and_key(
     advice = [json.loads(line) | {"source": ""} for line in (folder / "advice.jsonl").read_text().splitlines()]
     original = (bought / "round-1" / "advice.jsonl").read_text().splitlines()
     assert advice == [json.loads(line) | {"source": ""} for line in original]
-    other = copy_run(collected, tmp_path / "other", f"recorded:{export}", episode_tokens=500)
+    other = copy_run(collected, tmp_path / "other", f"recorded:{export}")
     other_manifest = json.loads((other / "run.json").read_text())
     other_manifest["config"]["analyse"]["states"] = 3
     (other / "run.json").write_text(json.dumps(other_manifest))

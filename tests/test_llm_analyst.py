@@ -45,9 +45,7 @@ def local(source: Path, path: Path, server: Server, **llm: object) -> Path:
     return copy_run(source, path, "llm:local/tiny", base_url=f"{server.url}/v1", **(QUICK | llm))
 
 
-def test_a_good_model_gives_states_and_advice_and_a_second_run_buys_nothing(
-    collected: Path, tmp_path: Path
-) -> None:
+def test_a_good_model_gives_states_and_advice_and_a_second_run_buys_nothing(collected: Path, tmp_path: Path) -> None:
     with Server() as server:
         run = local(collected, tmp_path / "a", server)
         folder = annotate(run)

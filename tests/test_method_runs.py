@@ -22,14 +22,16 @@ from ultra.config import CollectConfig, EvaluateConfig, Method, PPOConfig, Refin
 from ultra.evaluation import evaluate as evaluation
 from ultra.evaluation import starting
 from ultra.evaluation.evaluate import evaluation_seeds
+from ultra.pipeline import refinement as pipeline
 from ultra.pipeline.progress import Reporter, TrainingLog
 from ultra.pipeline.refinement import Refinement
-from ultra.pipeline import refinement as pipeline
 from ultra.pipeline.run import read_curve
 from ultra.policies.io import load_policy
 from ultra.policies.policy import Policy
 from ultra.tasks import Task, shipped
 from ultra.tasks.mujoco import MujocoBatch
+
+pytestmark = pytest.mark.slow
 
 POLICIES = Path(ultra.__file__).parent / "policies" / "shipped"
 BASE = RefineConfig(
@@ -135,7 +137,6 @@ def interrupt(patch: pytest.MonkeyPatch, owner: type, name: str, call: int, abou
     patch.setattr(owner, name, replacement)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "where"),
     [
@@ -215,7 +216,6 @@ def test_start_and_last_are_played_once_on_seeds_of_their_own(tmp_path: Path, mo
     assert returns["best"] == returns["last" if result["improved"] else "start"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rice", "random"])
 def test_critical_states_of_a_run_are_scored(
     method: str, finished: dict[str, tuple[Path, dict[str, Any]]], capsys: pytest.CaptureFixture[str]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ultra.tasks import Step, Task, get_task
 from ultra.tasks import mujoco as module
 from ultra.tasks.mujoco import MujocoBatch
+from ultra.tasks.shipped import fact_readers
 from ultra.tasks.simulators import Simulators
 
 Array = NDArray[np.float64]
@@ -49,7 +50,8 @@ class Reference:
         """The positions and velocities that a row of facts stands for."""
         if self.task.name == "reacher":
             return np.concatenate([facts[:2], facts[6:8]]), np.concatenate([facts[2:4], [0.0, 0.0]])
-        return facts[: self.base.model.nq], facts[self.base.model.nq :]
+        nq, nv = self.base.model.nq, self.base.model.nv
+        return facts[:nq], facts[nq : nq + nv]
 
     def step_from(self, facts: Array, action: NDArray[np.float32]) -> tuple[Array, float, bool]:
         self.base.set_state(*self.state_of(facts))
@@ -222,6 +224,65 @@ def test_facts_are_the_cards_names_in_the_models_coordinates(task: Task, referen
         assert [named["fingertip_x"], named["fingertip_y"]] == pytest.approx(tip[:2].tolist(), abs=1e-9)
         assert [named["target_x"], named["target_y"]] == pytest.approx(target[:2].tolist(), abs=1e-9)
         assert named["distance"] == pytest.approx(float(np.linalg.norm(tip - target)), abs=1e-9)
+
+
+FEET = {
+    "hopper": {"foot": "foot"},
+    "walker2d": {"right_foot": "foot", "left_foot": "foot_left"},
+    "halfcheetah": {"back_foot": "bfoot", "front_foot": "ffoot"},
+}
+"""Names of feet in the card and in the model."""
+
+
+@pytest.mark.parametrize("name", sorted(FEET))
+def test_contacts_and_heights_of_feet_agree_with_mujoco_and_with_the_generic_facts(name: str) -> None:
+    """In the batch they follow from positions in a few array operations; MuJoCo finds contacts by collision."""
+    batch, own = make(name, 8), get_task(name).card.fact_names
+    env_id = {"hopper": "Hopper-v5", "walker2d": "Walker2d-v5", "halfcheetah": "HalfCheetah-v5"}[name]
+    generic = get_task(env_id, snapshots="replay")
+    readers = dict(
+        zip(
+            generic.card.fact_names,
+            fact_readers(generic.card, generic.observation_size, generic.action_space),
+            strict=True,
+        )
+    )
+    env = gymnasium.make(env_id)
+    env.reset(seed=0)
+    base: Any = env.unwrapped
+    rng = np.random.default_rng(0)
+    batch.reset(range(8), range(8))
+    seen = set()
+    for _ in range(60):
+        step = batch.step(random_actions(get_task(name), rng, 8))
+        facts = batch.facts()
+        for row in facts[:3]:
+            base.set_state(row[: base.model.nq], row[base.model.nq : base.model.nq + base.model.nv])
+            named = dict(zip(own, row, strict=True))
+            touching = {int(base.model.geom_bodyid[geom]) for contact in base.data.contact for geom in contact.geom}
+            for foot, body in FEET[name].items():
+                assert named[f"{foot}_contact"] == (base.model.body(body).id in touching)
+                for kind, tolerance in (("height", 1e-9), ("contact", 0)):
+                    (value,) = readers[f"{body}_{kind}"]([env], np.zeros((1, generic.observation_size), np.float32))
+                    assert named[f"{foot}_{kind}"] == pytest.approx(value, abs=tolerance)
+                seen.add(named[f"{foot}_contact"])
+        over = np.flatnonzero(step.done)
+        batch.reset(over, over.tolist())
+    assert seen == {0.0, 1.0}
+    env.close()
+
+
+@pytest.mark.parametrize("name", sorted(FEET))
+def test_the_body_in_words_is_that_of_the_model(name: str) -> None:
+    base: Any = shared_environment(name).unwrapped
+    words = get_task(name).card.body
+    assert f"One step of the agent lasts {base.dt:g} s" in words
+    for joint in range(base.model.njnt):
+        if base.model.jnt_limited[joint]:
+            low, high = base.model.jnt_range[joint]
+            assert f" {low:.2f} to {high:.2f}, " in words
+    for body in range(1, base.model.nbody):
+        assert f" {base.model.body_mass[body]:.2g} kg" in words
 
 
 @pytest.mark.parametrize("name", ["hopper", "walker2d", "halfcheetah"])

@@ -34,8 +34,9 @@ from ultra.config import (
     RefineConfig,
     VerifyConfig,
 )
+from ultra.pipeline import refinement, reporting, round_advice
 from ultra.pipeline.progress import Reporter, TrainingLog
-from ultra.pipeline import Refinement, refinement, reporting, round_advice
+from ultra.pipeline.refinement import Refinement
 from ultra.pipeline.round_advice import RoundAdvice
 from ultra.pipeline.run import STAGES, Run, read_curve
 from ultra.policies.io import load_policy, save_policy

@@ -26,6 +26,8 @@ from ultra.tasks.plans import Plan, Segment
 from ultra.tasks.spaces import Actions, Discrete
 from ultra.verification.verdicts import verify
 
+pytestmark = pytest.mark.slow
+
 Array = NDArray[np.float64]
 
 STATES, ACTIONS = 8, 3
@@ -122,7 +124,6 @@ def cases() -> list[Case]:
     return result
 
 
-@pytest.mark.slow
 def test_verdicts_agree_with_the_true_advantage(cases: list[Case]) -> None:
     """Of 1,000 suggestions, the wrong verdicts on either side are at most the stated share."""
     truths, verdicts = [], []

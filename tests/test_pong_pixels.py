@@ -43,6 +43,8 @@ from ultra.tasks import Task, get_task, shipped
 from ultra.tasks.pong import GYMNASIUM_ACTIONS, PongBatch, draw_noops
 from ultra.tasks.pong_pixels import IMAGE, PixelPongBatch, shrink
 
+pytestmark = pytest.mark.slow
+
 TINY = PPOConfig(environments=2, rollout_steps=8, minibatch=8, epochs=1)
 
 
@@ -63,7 +65,6 @@ def some_policy(seed: int = 0) -> Policy:
     return create_policy(shape, np.random.default_rng(seed))
 
 
-@pytest.mark.slow
 def test_images_are_those_of_gymnasiums_own_screens() -> None:
     """Built frame by frame from an environment that gives its screen itself."""
     gymnasium.register_envs(ale_py)
@@ -101,7 +102,6 @@ def test_shrinking_averages_over_areas() -> None:
     assert shrink(dot)[0, 0] == round(255 / (210 / 84) / (160 / 84))
 
 
-@pytest.mark.slow
 def test_facts_rewards_and_ends_are_those_of_pong() -> None:
     pixels, objects = PixelPongBatch(2, sticky=0.25), PongBatch(2, sticky=0.25)
     pixels.reset([0, 1], [5, 6])
@@ -115,7 +115,6 @@ def test_facts_rewards_and_ends_are_those_of_pong() -> None:
     assert get_task("pong-pixels").card.facts == get_task("pong").card.facts
 
 
-@pytest.mark.slow
 def test_restore_and_replay_is_bit_identical() -> None:
     """In another batch, in other places, whose screens show something else."""
     batch, other = PixelPongBatch(3, sticky=0.25), PixelPongBatch(3, sticky=0.25)
@@ -163,7 +162,6 @@ def reference_features(layers: list[dict[str, Any]], image: NDArray[Any]) -> NDA
     return result
 
 
-@pytest.mark.slow
 def test_the_network_is_the_one_of_the_paper() -> None:
     rng = np.random.default_rng(0)
     layers = networks.create(IMAGE, rng)
@@ -173,7 +171,6 @@ def test_the_network_is_the_one_of_the_paper() -> None:
     np.testing.assert_allclose(found[0], reference_features(layers, image), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("side", "size", "stride"), [(20, 8, 4), (23, 8, 4), (9, 4, 2), (7, 3, 1)])
 def test_a_convolution_and_its_gradient_are_those_of_xla(side: int, size: int, stride: int) -> None:
     """Also where filters do not reach the last pixels."""
@@ -210,7 +207,6 @@ def test_a_policy_of_images_is_saved_and_loaded(tmp_path: Path) -> None:
         Architecture(400, get_task("pong").action_space, (), (20, 20, 1))
 
 
-@pytest.mark.slow
 def test_bytes_and_floats_are_the_same_image() -> None:
     """Evaluation holds observations as floats."""
     policy = some_policy()
@@ -221,7 +217,6 @@ def test_bytes_and_floats_are_the_same_image() -> None:
     np.testing.assert_array_equal(one.actions, other.actions)
 
 
-@pytest.mark.slow
 def test_episodes_are_collected_as_bytes_and_stored(tmp_path: Path) -> None:
     task, policy = get_task("pong-pixels"), some_policy()
     (episode,) = collect(task, policy, [3], 0.99, longest=20, workers=1)
@@ -235,7 +230,6 @@ def test_episodes_are_collected_as_bytes_and_stored(tmp_path: Path) -> None:
     np.testing.assert_array_equal(task.make_local_batch(1).restore([0], [state])[0], episode.observations[19])
 
 
-@pytest.mark.slow
 def test_training_from_scratch_learns_no_pixel_statistics_and_is_repeatable(tmp_path: Path) -> None:
     config = TrainConfig("brief-pixels", steps=48, workers=1, ppo=TINY, evaluate=EvaluateConfig(2))
     for name in ("one", "other"):
@@ -250,7 +244,6 @@ def test_training_from_scratch_learns_no_pixel_statistics_and_is_repeatable(tmp_
     assert -2 <= estimate.mean <= 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("method", "analyst"), [("ultra-ra", "random"), ("rice", "search")])
 def test_images_are_refined_like_anything_else(method: Method, analyst: str, tmp_path: Path) -> None:
     """Advice is verified from snapshots; a mask network and novelty see the images as well."""

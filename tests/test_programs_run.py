@@ -24,8 +24,8 @@ from ultra.config import (
     ProgramsConfig,
     RefineConfig,
 )
-from ultra.pipeline.program_search import ProgramSearch
 from ultra.pipeline import program_search, refinement
+from ultra.pipeline.program_search import ProgramSearch
 from ultra.pipeline.run import Run
 from ultra.policies.io import load_policy, save_policy
 from ultra.policies.policy import Architecture, create_policy
@@ -173,8 +173,8 @@ def test_an_interrupted_search_for_programs_goes_on_to_the_same_end(
             api.refine(config, tmp_path / "run")
     result = api.refine(config, tmp_path / "run")
     first = result_of(whole)
-    for name in ("return", "returns", "budget", "adopted", "proposals"):
-        assert result[name] == first[name]
+    for part in ("return", "returns", "budget", "adopted", "proposals"):
+        assert result[part] == first[part]
     assert same(load_policy(tmp_path / "run" / "policy" / "last"), load_policy(whole / "policy" / "last"))
 
 

@@ -21,6 +21,8 @@ from ultra.policies.sb3 import import_policy
 from ultra.policies.sb3.exporting import export_policy
 from ultra.tasks import Task, get_task
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch", reason="needs torch: make install-sb3")
 sb3 = pytest.importorskip("stable_baselines3", reason="needs Stable-Baselines3: make install-sb3")
 
@@ -94,7 +96,6 @@ def assert_acts_as(policy: Policy, model: Any) -> None:
     np.testing.assert_allclose(decision.values, values, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "shape", "kwargs"),
     [
@@ -144,7 +145,6 @@ def test_an_exported_policy_of_images_acts_alike(hidden: tuple[int, ...], task: 
     assert_acts_as(import_policy(zipped).policy, model)
 
 
-@pytest.mark.slow
 def test_pong_from_pixels_is_exported(tmp_path: Path) -> None:
     pong = get_task("pong-pixels")
     policy = create_policy(
@@ -206,7 +206,6 @@ def own_extractor() -> Any:
     return a_model(features_extractor_class=Twice)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "says"),
     [

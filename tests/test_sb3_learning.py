@@ -18,6 +18,8 @@ from ultra.ppo.rollout import Environments
 from ultra.ppo.train import improve, optimizer
 from ultra.tasks.batch import Step
 
+pytestmark = pytest.mark.slow
+
 sb3 = pytest.importorskip("stable_baselines3", reason="needs Stable-Baselines3: make install-sb3")
 
 from stable_baselines3.common.callbacks import BaseCallback  # noqa: E402
@@ -85,7 +87,6 @@ class Given:
         return self._permutations.pop(0)
 
 
-@pytest.mark.slow
 def test_one_rollout_changes_the_weights_as_in_stable_baselines3(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

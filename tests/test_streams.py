@@ -20,8 +20,8 @@ from ultra.evaluation.evaluate import evaluate, evaluation_seeds
 from ultra.policies.policy import Architecture, Decision, Policy, create_policy, flatten, unflatten
 from ultra.simulation.branches import Branch, simulate
 from ultra.tasks import Batch, Step, Task, shipped
-from ultra.tasks.spaces import Actions
 from ultra.tasks.batch import Observations
+from ultra.tasks.spaces import Actions
 
 Array = NDArray[np.float64]
 KEYS = st.lists(st.integers(0, 2**40) | st.text(max_size=5), max_size=4)

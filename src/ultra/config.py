@@ -252,10 +252,10 @@ class ProgramsConfig:
     verify: float = 0.15
     """Part of the share for verifying the best programs in fresh whole episodes."""
     adopt: Literal["auto", "graft", "distil", "program"] = "auto"
-    """How verified programs become part of the policy: put into its network exactly where possible, else taught to
-    it (DAgger), else kept as programs; or one of these alone."""
+    """How verified programs become part of the policy: put into its network exactly where possible, else
+    taught to it (DAgger), else kept as programs; or one of these alone."""
     distil: float = 0.25
-    """Steps for teaching programs to the network, as a part of that share, at most; they are taken from what is left."""
+    """Most steps for teaching programs to the network, as a part of that share; they are taken from what is left."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.share < 1, "programs.share", self.share, "in [0, 1)")

@@ -28,6 +28,10 @@ _STRING_OR_COMMA = re.compile(r'"(?:[^"\\]|\\.)*"|,(?=\s*[}\]])', re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 
 
+class BrokenAnswer(UltraError):
+    """An answer whose JSON is broken or breaks off, so that only parts of it can be read."""
+
+
 @dataclass(frozen=True)
 class Found:
     """The JSON object of an answer.
@@ -58,7 +62,7 @@ def find_json(text: str, wanted: Sequence[str] = (), mark: str = "") -> Found:
         mark: key of every item of the first wanted list: a bare list of such items stands for it.
 
     Raises:
-        UltraError: saying what is wrong with the text.
+        UltraError: saying what is wrong with the text; a BrokenAnswer if parts of it may be read.
     """
     if not text.strip():
         raise UltraError("the answer is empty")
@@ -72,7 +76,7 @@ def find_json(text: str, wanted: Sequence[str] = (), mark: str = "") -> Found:
         objects = [item for item in values if isinstance(item.value, dict)]
         if objects:
             return Found(objects[-1].value, objects[-1].repaired)
-        raise UltraError(_problem(said, values))
+        raise _problem(said, values)
     last = _last_written(said, wanted)
     for item in reversed(values):
         if item.end <= last:
@@ -84,14 +88,15 @@ def find_json(text: str, wanted: Sequence[str] = (), mark: str = "") -> Found:
     if mark and last < 0 and lists and all(isinstance(entry, dict) and mark in entry for entry in lists[-1].value):
         note = f"the answer was a bare list: it was read as {wanted[0]!r}"
         return Found({wanted[0]: lists[-1].value}, (*lists[-1].repaired, note))
-    raise UltraError(_problem(said, values, wanted))
+    raise _problem(said, values, wanted)
 
 
 def without_thinking(text: str) -> str:
     """What is said after or between thinking in tags; also where only the closing tag was sent."""
     if _is_object(text):
         return text  # tags in it are part of what it says
-    said, depth, place = [], 0, 0
+    said: list[str] = []
+    depth = place = 0
     for tag in _TAG.finditer(text):
         if tag[1]:
             if depth == 0:
@@ -206,7 +211,7 @@ def _mended(text: str, start: int) -> _Candidate | None:
 
 def _unwrapped(item: _Candidate, wanted: Sequence[str]) -> Found | None:
     """The object that holds a wanted key: the value itself, or the only such object within it."""
-    layer, path = [((), item.value)], ()
+    layer: list[tuple[tuple[str, ...], Any]] = [((), item.value)]
     for depth in range(DEEPEST_WRAPPING + 1):
         holding = [(path, value) for path, value in layer if isinstance(value, dict) and set(wanted) & set(value)]
         if len(holding) == 1:
@@ -215,7 +220,7 @@ def _unwrapped(item: _Candidate, wanted: Sequence[str]) -> Found | None:
             return Found(value, (*item.repaired, *notes))
         if holding:
             return None
-        inner = []
+        inner: list[tuple[tuple[str, ...], Any]] = []
         for path, value in layer:
             if isinstance(value, list) and len(value) == 1:
                 inner.append(((*path, "[0]"), value[0]))
@@ -241,7 +246,7 @@ def _last_written(text: str, wanted: Sequence[str]) -> int:
     return max((match.start() for match in re.finditer(rf'"(?:{keys})"\s*:', text)), default=-1)
 
 
-def _problem(text: str, values: Sequence[_Candidate], wanted: Sequence[str] = ()) -> str:
+def _problem(text: str, values: Sequence[_Candidate], wanted: Sequence[str] = ()) -> UltraError:
     last = _last_written(text, wanted) if wanted else -1
     end = max((item.end for item in values if item.end <= last), default=0)
     start = text.find("{", end)
@@ -249,11 +254,11 @@ def _problem(text: str, values: Sequence[_Candidate], wanted: Sequence[str] = ()
         try:
             json.JSONDecoder(strict=False).raw_decode(text, start)
         except (ValueError, RecursionError) as error:
-            return f"the answer is not valid JSON ({error}); was it cut off?"
+            return BrokenAnswer(f"the answer is not valid JSON ({error}); was it cut off?")
     if not values:
-        return "the answer holds no JSON object"
+        return UltraError("the answer holds no JSON object")
     value = values[-1].value
     if not isinstance(value, dict):
-        return f"the answer is a JSON {type(value).__name__}, not an object"
+        return UltraError(f"the answer is a JSON {type(value).__name__}, not an object")
     held = ", ".join(repr(name)[:40] for name in list(value)[:6]) or "nothing"
-    return f"the answer's JSON object holds {held}, not {' or '.join(map(repr, wanted))}"
+    return UltraError(f"the answer's JSON object holds {held}, not {' or '.join(map(repr, wanted))}")

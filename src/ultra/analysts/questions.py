@@ -146,7 +146,8 @@ def _language(task: Task) -> str:
     if isinstance(task.action_space, Discrete):
         values = {
             "acts": f'names the action that is taken: {{"when": "...", "action": "{names[-1]}"}}.',
-            "order": "Where several hold, the last one counts; where none does, the agent's own action is taken.",
+            "order": "`set` replaces an action; `add` adds to what stands by then: the agent's own action, or "
+            "what earlier rules made of it. Only at the very end are actions clipped to their bounds.",
             "agent": f"1 if the agent itself chooses that action, else 0, for instance agent({names[-1]}); "
             f"{'it samples its actions' if task.sampled_evaluation else 'it takes its most likely action'}.",
         }
@@ -154,9 +155,9 @@ def _language(task: Task) -> str:
         values = {
             "acts": 'sets or changes actions: {"when": "...", "set": {action: expression}, '
             '"add": {action: expression}}.',
-            "order": "`set` replaces an action; `add` adds to what stands by then, which is the agent's own action or "
+            "order": "`set` replaces an action; `add` adds to what stands by then: the agent's own action or "
             "what earlier rules made of it. Only at the very end are actions clipped to their bounds.",
-            "agent": f"what the agent itself does, its most likely action, not clipped, for instance agent({names[0]}).",
+            "agent": f"what the agent itself does: its most likely action, not clipped; here, say, agent({names[0]}).",
         }
     known = values | {"syntax": SYNTAX, "limits": LIMITS}
     return Template(text).substitute(known).strip()

@@ -79,21 +79,24 @@ class ReadingAnalyst:
 
     def propose(self, case: Case, states: Sequence[CriticalState], report: TurnReport | None) -> Proposals:
         """Ask for programs and potentials: one conversation over all turns, each of which knows those before."""
+        measured = (case.folder / EFFECTS).is_file()
         brief = brief_of(case)
+        if brief.effects is not None and not measured:  # nobody was asked for critical states
+            case.budget.charge("analyse", brief.effects.cost)
         conversation = Conversation(programs_question(brief, case.episodes, states))
         turn, path = 1, case.folder / CONVERSATION
         if report is not None:
             turn = report.turn + 1
             conversation = _continued(conversation, path, report, turn_text(brief.task, report, brief.tokens, PROGRAMS))
         read = partial(read_programs, task=case.task, source=self.name, turn=turn)
-        (exchange,) = self._ask_all(case, [(conversation, read)])
+        (exchange,) = self._ask_all(case, [(conversation, read)], needed=report is None)
         _note(case, f"propose-{turn}", [exchange])
         _remember(path, conversation, exchange.answer)
         programs = tuple(item for item in exchange.items if isinstance(item, Proposal))
         potentials = tuple(item for item in exchange.items if isinstance(item, Potential))
         return Proposals(programs, potentials)
 
-    def _ask_all(self, case: Case, jobs: Sequence[Job]) -> list[Exchange]:
+    def _ask_all(self, case: Case, jobs: Sequence[Job], *, needed: bool = True) -> list[Exchange]:
         done = 0
 
         async def one(
@@ -119,7 +122,7 @@ class ReadingAnalyst:
                 case.progress(f"repaired, {exchange.title}: {repair[:160]}")
             for problem in exchange.dropped[:3]:
                 case.progress(f"dropped, {exchange.title}: {problem[:160]}")
-        if jobs and dropped and not any(exchange.items for exchange in exchanges):
+        if needed and dropped and not any(exchange.items for exchange in exchanges):
             first = next(exchange for exchange in exchanges if exchange.dropped)
             raise UltraError(
                 f"no answer of {self.name} could be used ({first.title}: {first.dropped[0][:200]}): "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
+from importlib import import_module
 
 from ultra.analysts.base import Analyst
 from ultra.common.errors import UltraError
@@ -19,41 +21,31 @@ ANALYSTS = {
 }
 
 
+_MAKERS = {
+    "search": "search:SearchAnalyst",
+    "worst": "search:adversary",
+    "random": "random:RandomAnalyst",
+    "statemask": "statemask:StateMaskAnalyst",
+    "llm": "llm.analyst:llm_analyst",
+    "mailbox": "mailbox:mailbox_analyst",
+    "recorded": "recorded:recorded_analyst",
+    "programs": "programs_file:programs_analyst",
+}
+"""What makes each analyst, imported when it is asked for: some need packages of an extra."""
+
+
 def get_analyst(name: str) -> Analyst:
     """Make an analyst by its name.
 
     Raises:
         UltraError: if there is no such analyst; the closest name is offered.
     """
-    kind, _, rest = name.partition(":")
-    if name in ("search", "worst"):
-        from ultra.analysts.search import SearchAnalyst
-
-        return SearchAnalyst(adverse=name == "worst")
-    if name == "random":
-        from ultra.analysts.random import RandomAnalyst
-
-        return RandomAnalyst()
-    if name == "statemask":
-        from ultra.analysts.statemask import StateMaskAnalyst
-
-        return StateMaskAnalyst()
-    if kind == "llm":
-        from ultra.analysts.llm.analyst import llm_analyst
-
-        return llm_analyst(rest)
-    if kind == "mailbox":
-        from ultra.analysts.mailbox import mailbox_analyst
-
-        return mailbox_analyst(rest)
-    if kind == "recorded":
-        from ultra.analysts.recorded import recorded_analyst
-
-        return recorded_analyst(rest)
-    if kind == "programs":
-        from ultra.analysts.programs_file import programs_analyst
-
-        return programs_analyst(rest)
-    close = difflib.get_close_matches(name, ANALYSTS, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"known analysts: {', '.join(ANALYSTS)}"
-    raise UltraError(f"unknown analyst {name!r}: {hint}")
+    kind, colon, rest = name.partition(":")
+    takes_argument = {label.partition(":")[0]: ":" in label for label in ANALYSTS}
+    if takes_argument.get(kind) != bool(colon):
+        close = difflib.get_close_matches(name, ANALYSTS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known analysts: {', '.join(ANALYSTS)}"
+        raise UltraError(f"unknown analyst {name!r}: {hint}")
+    module, _, function = _MAKERS[kind].partition(":")
+    make: Callable[..., Analyst] = getattr(import_module(f"ultra.analysts.{module}"), function)
+    return make(rest) if colon else make()

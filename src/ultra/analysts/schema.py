@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ultra.advice.records import Advice, CriticalState
-from ultra.analysts.answers import MOST_ITEMS, find_json, number_of, salvage
+from ultra.analysts.answers import MOST_ITEMS, BrokenAnswer, find_json, number_of, salvage
 from ultra.analysts.conversation import Parsed
 from ultra.common.errors import UltraError
 from ultra.programs.compiled import compile_potential, compile_programs
@@ -56,10 +56,8 @@ def advise_schema(task: Task) -> dict[str, Any]:
 
 def programs_schema(task: Task) -> dict[str, Any]:
     """Of the answer that proposes programs and potentials; parts that are not needed may be left out."""
-    if isinstance(task.action_space, Discrete):
-        effect = {"action": _TEXT}
-    else:
-        effect = {"set": _map(_TEXT), "add": _map(_TEXT)}
+    discrete = isinstance(task.action_space, Discrete)
+    effect = {"action": _TEXT} if discrete else {"set": _map(_TEXT), "add": _map(_TEXT)}
     rule = _object(when=_TEXT) | {"properties": {"when": _TEXT, **effect}}
     parts = {
         "parameters": _map(_object(value=_NUMBER, low=_NUMBER, high=_NUMBER)),
@@ -236,6 +234,8 @@ def _read(
         answer = found.value
         repaired += found.repaired
     except UltraError as error:
+        if not isinstance(error, BrokenAnswer):
+            return Parsed((), (str(error),))
         problems.append(str(error))
         answer = {name: salvage(text, name) for name in readers}
     for name, reader in readers.items():

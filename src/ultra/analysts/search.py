@@ -33,7 +33,7 @@ SCREENED = 4
 """Candidate states for each critical state that is wanted."""
 SPACING = 4
 """Candidates of one episode lie at least so many steps apart."""
-PROPOSED = 16
+PROPOSED = 12
 """Programs for the whole policy that are proposed."""
 LOOK_AHEAD = 24
 """Steps over which a fall of the critic's estimate makes a state a likely candidate."""
@@ -254,3 +254,8 @@ def _nearer(case: Case) -> Case:
     """The case with a shorter horizon, for comparisons."""
     horizon = max(case.config.plan_steps + 1, int(case.config.compared * case.config.horizon))
     return replace(case, config=replace(case.config, horizon=horizon))
+
+
+def adversary() -> SearchAnalyst:
+    """The search turned round, with which trust is tested."""
+    return SearchAnalyst(adverse=True)

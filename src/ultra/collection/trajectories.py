@@ -115,7 +115,7 @@ def save_trajectory(trajectory: Trajectory, path: Path) -> None:
     likely = {} if trajectory.most_likely is None else {"most_likely": trajectory.most_likely}
     np.savez_compressed(
         buffer,
-        **likely,
+        **likely,  # type: ignore[arg-type]
         observations=trajectory.observations,
         facts=trajectory.facts,
         actions=trajectory.actions,
@@ -151,7 +151,7 @@ def load_trajectory(path: Path) -> Trajectory:
                 truncated=bool(file["end"][1]),
                 seed=int(file["seed"]),
                 snapshots=tuple(zip(file["times"].tolist(), states, strict=True)),
-                most_likely=file["most_likely"] if "most_likely" in file else None,
+                most_likely=file.get("most_likely"),
             )
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise RunDirectoryError(f"trajectory {path} is missing or damaged ({error}): collect again") from error

@@ -28,8 +28,8 @@ class Round:
         points: whether advice at critical states is asked for, verified and trained with.
         programs: whether programs are asked for, raced and adopted.
         end: steps of the whole budget that may have been used when it is over.
-        collect, analyse, verify, race, prove, choose: most steps for episodes, the analyst's simulations, verifying advice,
-            racing programs, verifying them, choosing among policies.
+        collect, analyse, verify, race, prove, choose: most steps for episodes, the analyst's simulations, verifying
+            advice, racing programs, verifying them, choosing among policies.
         train: steps that are left for training if all of that is used up; 0 where nothing is trained.
     """
 

@@ -62,7 +62,7 @@ class Card:
     facts: tuple[Fact, ...]
     actions: tuple[ActionMeaning, ...]
     body: str = ""
-    """What the agent moves with, in words: time step, start, links, joints, actuators. Empty where that says nothing."""
+    """What the agent moves with, in words: time step, start, links, joints, actuators. Empty if nothing is known."""
     worked_case: str = ""
     """An example of good reasoning for prompts: the name of a shipped one (`analysts/prompts/cases`) or a text."""
 

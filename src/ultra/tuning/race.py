@@ -1,8 +1,8 @@
 """A race of programs: all play, the better ones are tuned on, and the best are put on top of each other.
 
-Every comparison is on common episodes: all entrants of a generation, all their settings and the agent alone start
-from the same states, and every generation from fresh ones. The better part goes on, as in sequential halving (Karnin
-et al., ICML 2013), first among programs, then among their settings. Whoever wins was lucky too: only
+It goes in waves: a few settings of every program that is left play from common starts, and so does the agent alone;
+every wave has fresh starts. The better part goes on, as in sequential halving (Karnin et al., ICML 2013), first among
+programs, then, in whole episodes, among their settings (`ultra.tuning.comparison`). Whoever wins was lucky too: only
 `ultra.verification`, in fresh episodes, says what the winner is worth.
 """
 
@@ -26,21 +26,22 @@ SCREENING, COMPARING = 0.35, 0.25
 WAVE = 4
 """Settings of each program in a wave; every wave has fresh common starts."""
 CUTS = (0.5, 0.5, 1.0, 0.5)
-"""Share of the programs that goes on after the first waves; in later ones it is the last number, every second time."""
+"""Share of the programs that goes on after each of the first waves; those that are left then stay to the end."""
 PATIENCE = 4
 """Waves after which programs none of whose settings look better than the agent alone drop out."""
-FEWEST_WAVES = 8
+FEWEST_WAVES = 3
 """Where episodes are short, a wave has so many starts that the allowance lasts for so many waves of the best few."""
 MOST_STARTS = 16
 """Common starts of a wave."""
-ROOM = 1.5
-"""Episodes of a wave are cut at so many times what the agent's own, or the better half of the wave before, lasted."""
+ROOM = 2.5
+"""Episodes of a wave are cut at so many times what the agent's own, or the better half of the wave before, lasted. Less
+would make all survivors alike, and what falls early costs little anyway."""
 ENDLESS = 0.25
 """Where the agent's episodes do not end by themselves, at this share of the longest."""
 SHORTEST = 50
 """Nor shorter than so many steps."""
-STACKED_AFTER, STACK_SPREAD = 4, 0.1
-"""After so many waves the best two programs are put on top of each other, and tuned on together from this spread."""
+STACKED_AFTER, STACK_SPREAD = 3, 0.1
+"""After so many cuts the best two programs are put on top of each other, and tuned on together from this spread."""
 TOP, STACKS = 4, 2
 """Candidates at the end: so many of the best settings, and so many pairs of programs on top of each other."""
 
@@ -135,7 +136,7 @@ class _Race:
 
     def _best(self, alive: list[Entrant], number: int) -> list[Entrant]:
         """Who goes on to the next wave."""
-        share = CUTS[number] if number < len(CUTS) else CUTS[-1] if number % 2 else 1.0
+        share = CUTS[number] if number < len(CUTS) else 1.0
         most = max(1, int(share * len(alive) + 0.5))
         ranked = sorted(alive, key=lambda entrant: -entrant.score)[:most]
         return ranked if number < PATIENCE else [entrant for entrant in ranked if entrant.gain > 0]
