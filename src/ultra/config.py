@@ -15,6 +15,10 @@ Method = Literal["none", "ppo", "random", "jsrl", "statemask-r", "rice", "ultra-
 METHODS: tuple[str, ...] = get_args(Method)
 
 
+USUAL_DISCOUNT = 0.99
+"""Where nothing else is said, or known."""
+
+
 def takes_advice(method: str) -> bool:
     """Whether a method is one of ULTRA's, which use an analyst's advice."""
     return method.startswith("ultra")
@@ -56,8 +60,8 @@ class PPOConfig:
     """Adam's step size."""
     anneal: bool = False
     """Let the learning rate fall linearly to zero."""
-    gamma: float = 0.99
-    """Discount factor."""
+    gamma: float | None = None
+    """Discount factor; by default the one that the policy was trained with where that is known, else 0.99."""
     gae_lambda: float = 0.95
     """Lambda of the generalised advantage estimate (arXiv 1506.02438)."""
     clip: Annotated[float, arg(aliases=["--ppo.clip-range"])] = 0.2
@@ -73,8 +77,8 @@ class PPOConfig:
         for name in ("environments", "rollout_steps", "minibatch", "epochs"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
-        for name in ("gamma", "gae_lambda"):
-            _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
+        for name, value in (("gamma", self.discount), ("gae_lambda", self.gae_lambda)):
+            _check(0 <= value <= 1, name, value, "between 0 and 1")
         _check(
             self.samples % self.minibatch == 0,
             "minibatch",
@@ -112,6 +116,11 @@ class PPOConfig:
             value=vf_coef,
             gradient_norm=max_grad_norm,
         )
+
+    @property
+    def discount(self) -> float:
+        """Discount of future reward for each step."""
+        return USUAL_DISCOUNT if self.gamma is None else self.gamma
 
     @property
     def samples(self) -> int:

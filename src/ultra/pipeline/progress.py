@@ -16,7 +16,7 @@ from ultra.ppo.train import Iteration
 
 
 class Reporter:
-    """Shows the progress of a command; silent with `quiet`."""
+    """Shows the progress of a command; with `quiet` only warnings."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet, highlight=False, stderr=True)
@@ -24,6 +24,10 @@ class Reporter:
     def say(self, text: str) -> None:
         """One line."""
         self.console.print(text)
+
+    def warn(self, text: str) -> None:
+        """What may be wrong: shown in any case."""
+        Console(highlight=False, stderr=True).print(f"warning: {text}", markup=False)
 
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Callable[[int, str], None]]:

@@ -147,7 +147,7 @@ class RoundAdvice:
             reserved = int(config.verify.recheck * self.plan.train)
             batch = self.case.task.make_batch(2 * FIRST_LOOK, config.workers or None)
             stack.callback(batch.close)
-            gamma, horizon = config.ppo.gamma, config.analyse.horizon
+            gamma, horizon = config.ppo.discount, config.analyse.horizon
             recheck = Recheck(
                 batch, book.entries, config.verify, gamma, horizon, self.case.budget, reserved, (config.seed, number)
             )
@@ -176,7 +176,7 @@ class RoundAdvice:
         found = scaled(
             [compile_potential(potential, names) for potential in potentials],
             [(episode.facts, episode.rewards) for episode in episodes],
-            config.ppo.gamma,
+            config.ppo.discount,
             lambda name, reason: say(f"guide     potential {name} is left out: {reason}"),
         )
         if found is None:
@@ -185,7 +185,7 @@ class RoundAdvice:
         return ShapedGuidance(
             guidance,
             found,
-            config.ppo.gamma,
+            config.ppo.discount,
             config.ppo.environments,
             strength=strength,
             anneal_until=settings.anneal_until,

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from ultra.common.errors import PolicyError, UltraError
 from ultra.common.xla import configure
 from ultra.policies import acting, networks
+from ultra.policies.mismatch import likely_cause
 from ultra.policies.networks import Image
 from ultra.policies.normalizer import Normalizer
 from ultra.programs.attached import AttachedPrograms
@@ -363,9 +364,10 @@ def check_fits(
     """
     own = policy.architecture
     if own.observation_size != observation_size:
+        actions = space.size if isinstance(space, Continuous) else 0
         raise PolicyError(
             f"the policy takes observations of shape ({own.observation_size},), but {name} gives "
-            f"({observation_size},): was it trained on another task?"
+            f"({observation_size},): {likely_cause(own.observation_size, observation_size, actions, name)}"
         )
     if own.action_space != space:
         raise PolicyError(

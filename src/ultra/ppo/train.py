@@ -153,7 +153,7 @@ def make_update(
         order: jax.Array,
         rate: jax.Array,
     ) -> tuple[Params, Any, dict[str, jax.Array], jax.Array]:
-        advantage = advantages(rollout, config.gamma, config.gae_lambda)
+        advantage = advantages(rollout, config.discount, config.gae_lambda)
         samples = {
             name: array.reshape(-1, *array.shape[2:]) for name, array in rollout.items() if name not in ESTIMATED
         }
@@ -346,7 +346,7 @@ def train(
             # Kept first: `progress` may change guidance's state, and a resumed training calls it again.
             file.keep(learner, environments)
             guidance.progress(fraction, learner.policy)
-            rollout = environments.rollout(learner.policy, config.rollout_steps, config.gamma)
+            rollout = environments.rollout(learner.policy, config.rollout_steps, config.discount)
             if standardized and not learner.steps:
                 learner.policy, rollout = standardize(learner.policy, rollout)
             if learn_statistics:

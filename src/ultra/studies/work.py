@@ -73,6 +73,10 @@ class NotedProgress(Reporter):
         if text[:1].strip():
             self.note(Progress(text.split(maxsplit=1)[0]))
 
+    def warn(self, text: str) -> None:
+        """What may be wrong."""
+        self.say(f"warning: {text}")
+
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Callable[[int, str], None]]:
         """Notes about a stage that counts steps, not more often than every two seconds."""
