@@ -95,7 +95,7 @@ class PPOConfig:
         batch_size: int = 64,
         n_epochs: int = 10,
         learning_rate: float = 3e-4,
-        gamma: float = 0.99,
+        gamma: float | None = None,
         gae_lambda: float = 0.95,
         clip_range: float = 0.2,
         ent_coef: float = 0.0,
