@@ -36,8 +36,13 @@ SWING = {
         {"when": "abs(angle) < 0.5", "set": {"torque": "-k * wrap(angle) - 2 * velocity"}},
     ],
 }
-BALANCE = {"name": "balance", "rules": [{"when": "pole_angle + 0.3 * pole_velocity > 0", "action": "push_right"},
-                                        {"when": "pole_angle + 0.3 * pole_velocity <= 0", "action": "push_left"}]}  # fmt: skip
+BALANCE = {
+    "name": "balance",
+    "rules": [
+        {"when": "pole_angle + 0.3 * pole_velocity > 0", "action": "push_right"},
+        {"when": "pole_angle + 0.3 * pole_velocity <= 0", "action": "push_left"},
+    ],
+}
 
 
 def fresh(task: Task) -> Policy:
@@ -72,10 +77,6 @@ def played(policy: Policy, env_id: str, seed: int) -> float:
 def test_one_observation_or_many() -> None:
     spaces = ((Continuous((-0.01, -1.0), (0.01, 1.0)), (2,)), (Discrete(3), ()), (Discrete(6, (3, 1)), (2,)))
     for space, shape in spaces:
-        (Continuous((-0.01, -1.0), (0.01, 1.0)), (2,)),
-        (Discrete(3), ()),
-        (Discrete(6, (3, 1)), (2,)),
-    ):
         policy = create_policy(Architecture(3, space), np.random.default_rng(0))
         rows = np.random.default_rng(1).normal(size=(5, 3))
         many = policy.act(rows)
