@@ -161,7 +161,7 @@ def train_sb3(contest: Contest, seed: int) -> Trained:
         batch_size=SETTINGS.minibatch,
         n_epochs=SETTINGS.epochs,
         learning_rate=SETTINGS.learning_rate,
-        gamma=SETTINGS.gamma,
+        gamma=SETTINGS.discount,
         gae_lambda=SETTINGS.gae_lambda,
         clip_range=SETTINGS.clip,
         ent_coef=SETTINGS.entropy,
@@ -372,7 +372,7 @@ Mean ± standard deviation over seeds; the difference is ULTRA minus Stable-Base
 
 The same on both sides, all constant: {settings.environments} environments, rollouts of {settings.rollout_steps} steps,
 minibatches of {settings.minibatch}, {settings.epochs} epochs, learning rate {settings.learning_rate:g},
-gamma {settings.gamma:g}, GAE lambda {settings.gae_lambda:g}, clip {settings.clip:g}, no clipping of the value loss,
+gamma {settings.discount:g}, GAE lambda {settings.gae_lambda:g}, clip {settings.clip:g}, no clipping of the value loss,
 entropy weight {settings.entropy:g}, value weight {settings.value:g}, gradient norm {settings.gradient_norm:g},
 advantages normalised in each minibatch, Adam with eps 1e-5, actor and critic separate with
 {" x ".join(map(str, HIDDEN))} tanh units, orthogonal initial weights. Neither observations nor rewards are normalised

@@ -91,7 +91,7 @@ def update(task: str) -> Measured:
     policy, rng = fresh_policy(task), np.random.default_rng(0)
     environments = Environments(known(task).make_batch(config.environments), NoGuidance(), rng)
     environments.begin()
-    rollout = environments.rollout(policy, config.rollout_steps, config.gamma)
+    rollout = environments.rollout(policy, config.rollout_steps, config.discount)
     learner = Learner(policy, optimizer(config).init(policy.params))
 
     def once() -> int:

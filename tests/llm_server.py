@@ -29,8 +29,9 @@ class Request:
 
     @property
     def about(self) -> str:
-        forms = {"programs": "programs", "advice": "advise", "critical_states": "identify"}
-        return next(kind for key, kind in forms.items() if f'"reasoning": "...", "{key}": [' in self.text)
+        if '"programs"' in self.text:
+            return "programs"
+        return "advise" if '"advice"' in self.text else "identify"
 
     @property
     def again(self) -> bool:
@@ -66,9 +67,8 @@ def good_content(request: Request) -> dict[str, Any]:
             "critical_states": [{"t": t, "importance": 0.5, "explanation": f"at {t} it leaned"} for t in (2, 4)],
         }
     if request.about == "programs":
-        action = {"set": {"control0": 0.1}} if "control0" in request.text else {"action": "push_right"}
-        return {"reasoning": "Push.", "programs": [{"name": "push", "rules": [{"when": "true", **action}]}]}
-    times = [int(t) for t in re.findall(r"^- t = (\d+):", request.text, re.MULTILINE)]
+        return {"reasoning": "It leans.", "programs": [balance()], "potentials": []}
+    times = [int(t) for t in re.findall(r"- t = (\d+):", request.text)]
     name = "control0" if "control0" in request.text else "push_right"
     segment = {"change": {name: 0.5}, "steps": 2} if name == "control0" else {"action": name, "steps": 2}
     return {
@@ -76,6 +76,19 @@ def good_content(request: Request) -> dict[str, Any]:
         "advice": [
             {"t": t, "plan": [segment], "reward_follow": 0.5, "reward_taken": -0.5, "explanation": "push right"}
             for t in times
+        ],
+    }
+
+
+def balance() -> dict[str, Any]:
+    """A program for CartPole."""
+    return {
+        "name": "balance",
+        "explanation": "push under the pole",
+        "parameters": {"g": {"value": 0.5, "low": 0, "high": 1}},
+        "rules": [
+            {"when": "pole_angle + g * pole_velocity > 0", "action": "push_right"},
+            {"when": "pole_angle + g * pole_velocity < 0", "action": "push_left"},
         ],
     }
 

@@ -560,11 +560,11 @@ def test_a_rollout_records_what_was_executed() -> None:
 
 def reference_advantages(rollout: Rollout, cut: NDArray[np.bool_], config: PPOConfig) -> NDArray[np.float64]:
     """Discounted errors, step by step, up to the first cut."""
-    errors = rollout.rewards + config.gamma * rollout.next_values - rollout.values
+    errors = rollout.rewards + config.discount * rollout.next_values - rollout.values
     result = np.zeros(errors.shape)
     for t, i in np.ndindex(errors.shape):
         for later in range(t, len(errors)):
-            result[t, i] += (config.gamma * config.gae_lambda) ** (later - t) * errors[later, i]
+            result[t, i] += (config.discount * config.gae_lambda) ** (later - t) * errors[later, i]
             if cut[later, i]:
                 break
     return result
@@ -619,7 +619,7 @@ def test_the_papers_update_takes_overwritten_steps_as_the_policys_own() -> None:
     guidance = guidance_of(book, task.action_space, environments=TINY.environments, restart=1.0, estimator="paper")
     environments = Environments(task.make_batch(2, 1), guidance, np.random.default_rng(0))
     environments.begin()
-    rollout = environments.rollout(policy, TINY.rollout_steps, TINY.gamma)
+    rollout = environments.rollout(policy, TINY.rollout_steps, TINY.discount)
     assert 0 < rollout.replaced.mean() < 1
     learners = []
     for judge in (guidance, NO_GUIDANCE):

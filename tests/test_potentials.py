@@ -298,7 +298,7 @@ def run(strength: float | None, **options: Any) -> Policy:
         names = [fact.name for fact in task.card.facts]
         part = ScaledPotential(compile_potential(Potential("lean", f"-abs({names[2]})"), names), 10.0, -1.0, 0.0)
         options["guidance"] = ShapedGuidance(
-            NoGuidance(), Potentials((part,)), TINY.gamma, 4, strength=strength, anneal_until=0.6
+            NoGuidance(), Potentials((part,)), TINY.discount, 4, strength=strength, anneal_until=0.6
         )
     return train(task, policy, TINY, 4 * TINY.samples, np.random.default_rng(1), workers=1, **options)
 

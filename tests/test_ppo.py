@@ -303,7 +303,7 @@ def test_the_update_is_that_of_a_slow_reference(space: ActionSpace, norm: float)
             "next_values": rollout.next_values.astype(np.float64),
             "cut": rollout.done.astype(np.float64),
         },
-        config.gamma,
+        config.discount,
         config.gae_lambda,
     )
     scaled = (rollout.observations.astype(np.float64) - normalizer.mean) / np.sqrt(normalizer.variance + 1e-8)

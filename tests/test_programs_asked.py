@@ -160,7 +160,8 @@ def test_the_question_holds_the_language_as_the_parser_has_it(name: str, case: C
     brief = Brief(task, None, 12, 3, 2400, turns=3, race_steps=20_000, verify_steps=9_000)
     question = programs_question(brief, episodes, STATES)
     assert SYNTAX in question.instructions and LIMITS in question.instructions
-    assert "20,000 environment steps to race and tune" in question.instructions and "9,000 to verify" in question.text
+    assert "20,000 environment steps to race and tune" in question.instructions
+    assert "9,000 to verify" in question.instructions
     assert ("`set` replaces" in question.instructions) == (name == "hopper")
     for kind in ("median", "best", "worst"):
         assert f"the {kind} one" in question.prompt

@@ -32,8 +32,9 @@ def write(path: Path, value: Any) -> Path:
 def test_the_verb_names_each_program_and_what_is_wrong_where(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    far = {"name": "far", "expression": "x_position"}
-    path = write(tmp_path / "p.json", {"programs": [GOOD, BAD], "potentials": [far]})
+    path = write(
+        tmp_path / "p.json", {"programs": [GOOD, BAD], "potentials": [{"name": "far", "expression": "x_position"}]}
+    )
     assert cli.run(["programs", "check", str(path), "--task", "hopper"]) == 2
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "programs[0] lean: ok"
@@ -72,8 +73,9 @@ def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
 
 def test_what_is_wrong_for_the_task_is_said_with_the_verb_that_says_more(tmp_path: Path) -> None:
     file = ProgramsFile(write(tmp_path / "p.json", {"programs": [GOOD, BAD, BAD]}))
-    wrong = r"programs\[1\]: .*pitch is not a fact.*\(and 1 more\); `ultra programs check"
-    with pytest.raises(UltraError, match=wrong):
+    with pytest.raises(
+        UltraError, match=r"programs\[1\]: .*pitch is not a fact.*\(and 1 more\); `ultra programs check"
+    ):
         file.proposals(get_task("hopper"))
 
 
@@ -103,8 +105,10 @@ def test_shipped_examples_fit_their_tasks_and_play_well_untuned(
     task = get_task(task_name)
     proposals = ProgramsFile(EXAMPLES / f"{name}.json").proposals(task)
     actions = [action.name for action in task.card.actions]
-    names, space = task.card.fact_names, task.action_space
-    compiled = [compile_programs([item.program], names, actions, space) for item in proposals.programs]
+    compiled = [
+        compile_programs([item.program], task.card.fact_names, actions, task.action_space)
+        for item in proposals.programs
+    ]
     policy = create_policy(Architecture(task.observation_size, task.action_space, (8,)), np.random.default_rng(0))
     batch = task.make_batch(min(8, episodes * len(compiled)), workers=1)
     budget = StepBudget(10**6)

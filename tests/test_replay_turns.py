@@ -161,10 +161,12 @@ def test_a_missing_turn_is_named_and_compared(
         api.refine(replace(config, analyst=f"recorded:{cut}"), out)
     assert cli(["ledger", "why-miss", str(out), "--against", str(cut)]) == 0
     said = capsys.readouterr().out
-    assert "\nprograms: answered\nprograms, turn 2: no answer; the nearest is 'programs', which differs in " in said
-    assert "answer 1: is new; what was said of answer 1: is new" in said
+    assert "\nprograms: answered\nprograms, turn 2: no answer; the nearest is 'programs, turn 3', which " in said
+    assert "differs in answer 2: is missing; what was said of answer 2: is missing" in said
     assert cli(["ledger", "why-miss", str(asked)]) == 0
-    assert capsys.readouterr().out.endswith("programs: answered\nprograms, turn 2: answered\nprograms, turn 3: answered\n")
+    assert capsys.readouterr().out.endswith(
+        "programs: answered\nprograms, turn 2: answered\nprograms, turn 3: answered\n"
+    )
 
 
 def test_a_turn_that_was_told_something_else_says_what(

@@ -420,10 +420,6 @@ def own_activation(path: Path) -> None:
     save_model(path, Given(VECTOR, ACTIONS["discrete"]), activation_fn=torch.nn.Hardswish)
 
 
-def with_sde(path: Path) -> None:
-    sb3.PPO("MlpPolicy", Given(VECTOR, ACTIONS["continuous"]), use_sde=True, device="cpu").save(path)
-
-
 def odd_shapes(path: Path) -> None:
     save_model(path, Given(VECTOR, ACTIONS["discrete"]))
     change(path, weights=lambda state: state.update({"mlp_extractor.policy_net.2.weight": torch.zeros(5, 9)}))
@@ -441,7 +437,6 @@ def odd_shapes(path: Path) -> None:
         (other_zip, "holds no 'data'"),
         (not_finite, "not finite"),
         (own_activation, "Hardswish"),
-        (with_sde, "gSDE"),
         (odd_shapes, r"\(9, 5\), not \(64, 5\)"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

@@ -188,10 +188,6 @@ def oblong() -> Any:
     return a_model(Pictures((40, 60, 3)))
 
 
-def not_convolutional() -> Any:
-    return a_model(kind="MlpPolicy")
-
-
 def in_a_dict() -> Any:
     env = Pictures()
     env.observation_space = spaces.Dict({"seen": env.observation_space})
@@ -217,7 +213,6 @@ def own_extractor() -> Any:
         (other_size, r"linear.0.weight .* is \(64, 64\), not \(512, 64\)"),
         (not_scaled, "normalize_images=False"),
         (oblong, "images of 40 x 60 x 3 .* square ones"),
-        (not_convolutional, "without NatureCNN"),
         (in_a_dict, "only NatureCNN"),
         (own_extractor, "only NatureCNN"),
     ],

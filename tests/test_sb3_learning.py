@@ -120,7 +120,7 @@ def test_one_rollout_changes_the_weights_as_in_stable_baselines3(
     batch: Any = Recorded(first, witness)
     environments = Environments(batch, NoGuidance(), given)
     environments.begin()
-    rollout = environments.rollout(policy, CONFIG.rollout_steps, CONFIG.gamma)
+    rollout = environments.rollout(policy, CONFIG.rollout_steps, CONFIG.discount)
     for name in ("observations", "actions", "values", "log_probs"):
         np.testing.assert_allclose(getattr(rollout, name), buffer[name], rtol=1e-4, atol=1e-5, err_msg=name)
     episodes = [info["r"] for info in model.ep_info_buffer]

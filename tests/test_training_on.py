@@ -46,7 +46,7 @@ def rollout_of(name: str, policy: Policy, underneath: Controller | None = None) 
         batch, NoGuidance(), np.random.default_rng(2), () if underneath is None else (underneath,)
     )
     environments.begin()
-    rollout = environments.rollout(policy, TINY.rollout_steps, TINY.gamma)
+    rollout = environments.rollout(policy, TINY.rollout_steps, TINY.discount)
     batch.close()
     return rollout
 

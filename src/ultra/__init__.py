@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     )
     from ultra.common.errors import UltraError
     from ultra.config import PPOConfig, RefineConfig, TrainConfig
-    from ultra.policies.io import load_policy, save_policy
     from ultra.policies.acting import Actor
+    from ultra.policies.io import load_policy, save_policy
     from ultra.policies.policy import Policy
     from ultra.tasks import Task, get_task, register
 

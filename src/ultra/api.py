@@ -42,15 +42,15 @@ def refine(config: RefineConfig, out: PathLike, reporter: Reporter | None = None
     """Refine a policy: collect, identify, advise, verify, fine-tune, evaluate.
 
     Args:
-        config: what to do.
-        out: run directory; if the same command began it, it is continued.
-        reporter: tells a person how far it is.
+        config: settings.
+        out: run directory; continued if it holds the same refinement.
+        reporter: shows progress.
 
     Returns:
         The contents of `result.json`.
 
     Raises:
-        UltraError: for anything that the user can mend.
+        UltraError: for anything the user can fix.
     """
     with hold_directory(Path(out)):
         return Refinement.start(Path(out), config, reporter or Reporter(quiet=True)).run_all()
@@ -145,7 +145,7 @@ def study(
     jobs: int = 0,
     reporter: Reporter | None = None,
 ) -> Outcome:
-    """Do the runs of a study file that have not been done, or that failed.
+    """Run what is missing or failed of a study.
 
     Args:
         file: the study (YAML).
@@ -153,7 +153,7 @@ def study(
         on: processes of this machine, or tasks of a Ray cluster.
         address: of the Ray cluster.
         jobs: runs at once on this machine; 0 is as many as its cores allow.
-        reporter: tells a person how far it is; on a terminal with a live table.
+        reporter: shows progress, on a terminal as a live table.
 
     Raises:
         UltraError: if something in the study cannot work, before anything runs.
@@ -178,13 +178,13 @@ def fidelity(run: PathLike, number: int = 0, reporter: Reporter | None = None) -
 
     The audit in full: windows of all four lengths, in all episodes that were explained, played to their
     ends, for any method with critical states. A mask network is scored by its importance of every step,
-    any other analyst by that of its critical states. The steps that it takes are told, but are not part
-    of the run's budget.
+    any other analyst by that of its critical states. The steps it takes are reported, and are not part of
+    the run's budget.
 
     Args:
         run: its directory.
         number: round; 0 is the last one with critical states.
-        reporter: tells a person how far it is.
+        reporter: shows progress.
 
     Returns:
         A score for each length, with that of windows placed by chance.
@@ -214,22 +214,22 @@ def identify(run: PathLike, reporter: Reporter | None = None) -> Path:
 
 
 def advise(run: PathLike, reporter: Reporter | None = None) -> Path:
-    """Stage 2b: advice at the critical states."""
+    """Stage 2b: advice at critical states."""
     return run_stage(run, "advise", reporter)
 
 
 def verify(run: PathLike, reporter: Reporter | None = None) -> Path:
-    """Stage 3: try the advice in the simulator."""
+    """Stage 3: try advice and programs in the simulator."""
     return run_stage(run, "verify", reporter)
 
 
 def finetune(run: PathLike, reporter: Reporter | None = None) -> Path:
-    """Stage 4: train with the advice as guidance; after the last round, evaluate and write `result.json`."""
+    """Stage 4: adopt programs and train with advice; after the last round, evaluate and write `result.json`."""
     return run_stage(run, "finetune", reporter)
 
 
 def run_stage(run: PathLike, stage: str, reporter: Reporter | None = None) -> Path:
-    """Run one stage in the first round where it is not done yet; nothing happens if it is done in all.
+    """Run a stage in the first round where it is not done; does nothing if it is done in all.
 
     Returns:
         The folder of the round's files.

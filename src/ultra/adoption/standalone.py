@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.common.errors import PolicyError, UltraError
-from ultra.common.files import write_atomically
+from ultra.common.files import to_json_text, write_atomically
 from ultra.policies.acting import check_observed
 from ultra.policies.policy import Policy
 from ultra.programs.compiled import Compiled
@@ -76,7 +75,7 @@ def standalone_source(policy: Policy) -> str:
             arrays[f"{name}{number} numbers"] = _numbers(tape)
         arrays |= {f"settings{number}": controller.settings, f"starts{number}": program.starts}
         form["programs"].append(_program_form(program))
-    arrays["form"] = np.array(json.dumps(form, allow_nan=False))
+    arrays["form"] = np.array(to_json_text(form, "the program"))
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
     text = base64.b64encode(file.getvalue()).decode()

@@ -6,7 +6,6 @@ episodes (so that providers can cache it), and the part about one episode.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from ultra.collection.describe import describe_episode, describe_outcome, descri
 from ultra.collection.effects import Effects, describe_effects
 from ultra.collection.trajectories import Trajectory
 from ultra.common.errors import UltraError
+from ultra.common.files import to_json_text
 from ultra.programs.expression import SYNTAX
 from ultra.programs.records import LIMITS
 from ultra.tasks import Task
@@ -110,7 +110,7 @@ def advise_question(brief: Brief, index: int, episode: Trajectory, states: Seque
         "states": "\n".join(f"- t = {state.t}: {state.explanation}" for state in states),
         "windows": describe_windows(task, episode, [state.t for state in states], longest, int(WINDOWS * brief.tokens)),
         "form": form,
-        "plan": json.dumps(plan),
+        "plan": to_json_text(plan, "a plan"),
         "failed": _failed(brief),
         "case": worked_case(task, 1),
     }

@@ -145,11 +145,10 @@ def _continued(conversation: Conversation, path: Path, report: TurnReport, text:
     return replace(conversation, turns=tuple(turns), reports=len(turns))
 
 
-def programs_conversations(case: Case, states: Sequence[CriticalState]) -> list[Conversation]:
+def programs_conversations(folder: Path, question: Question) -> list[Conversation]:
     """The conversations about programs that a round has had so far, turn by turn; the first one if it had none."""
-    conversation = Conversation(programs_question(brief_of(case), case.episodes, states))
-    turns = [(turn["answer"], turn["report"]) for turn in _remembered(case.folder / CONVERSATION) if turn["report"]]
-    return [replace(conversation, turns=tuple(turns[:k]), reports=k) for k in range(len(turns) + 1)]
+    turns = [(turn["answer"], turn["report"]) for turn in _remembered(folder / CONVERSATION) if turn["report"]]
+    return [Conversation(question, tuple(turns[:k]), k) for k in range(len(turns) + 1)]
 
 
 def _remember(path: Path, conversation: Conversation, answer: str | None = None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from ultra.advice.records import CriticalState, load_states
 from ultra.analysts.base import Case
 from ultra.analysts.conversation import Conversation, Question
-from ultra.analysts.questions import advise_question, identify_question
+from ultra.analysts.questions import advise_question, identify_question, programs_question
 from ultra.analysts.reader import brief_of, by_episode, programs_conversations
 from ultra.common.errors import UltraError
 from ultra.pipeline.audit import finished_rounds
@@ -16,8 +16,8 @@ from ultra.pipeline.refinement import Refinement
 from ultra.pipeline.run import Run
 
 
-def questions_of_run(path: Path, number: int = 0) -> dict[int, list[Question]]:
-    """The questions about every episode of a round, by episode.
+def questions_of_run(path: Path, number: int = 0) -> dict[int | None, list[Question]]:
+    """The questions about every episode of a round, by episode; the one for programs, about all of them, under None.
 
     Args:
         path: run directory.
@@ -28,9 +28,10 @@ def questions_of_run(path: Path, number: int = 0) -> dict[int, list[Question]]:
     """
     run = Run.open(path)
     number = _round_of(run, number)
-    states = by_episode(_states(run, number))
+    states_path = run.round(number) / "states.jsonl"
+    states = load_states(states_path) if states_path.is_file() else []
     with Refinement(run, Reporter(quiet=True)).case(number, "identify") as case:
-        return _questions(case, {index: found for index, found in states.items() if index < len(case.episodes)})
+        return _questions(case, [state for state in states if state.episode < len(case.episodes)])
 
 
 def conversations_of_run(path: Path, number: int = 0) -> list[Conversation]:
@@ -43,14 +44,10 @@ def conversations_of_run(path: Path, number: int = 0) -> list[Conversation]:
     Raises:
         UltraError: if nothing has been collected yet.
     """
-    conversations = [Conversation(item) for part in questions_of_run(path, number).values() for item in part]
-    run = Run.open(path)
-    number = _round_of(run, number)
-    refinement = Refinement(run, Reporter(quiet=True))
-    if not refinement.rounds[number - 1].programs or not run.finished(f"round-{number}/advise"):
-        return conversations
-    with refinement.case(number, "verify") as case:
-        return [*conversations, *programs_conversations(case, _states(run, number))]
+    run, found = Run.open(path), questions_of_run(path, number)
+    conversations = [Conversation(item) for index, part in found.items() if index is not None for item in part]
+    folder = run.round(_round_of(run, number))
+    return [*conversations, *(turn for item in found.get(None, []) for turn in programs_conversations(folder, item))]
 
 
 def _round_of(run: Run, number: int) -> int:
@@ -63,28 +60,27 @@ def _round_of(run: Run, number: int) -> int:
     return number
 
 
-def _states(run: Run, number: int) -> list[CriticalState]:
-    path = run.round(number) / "states.jsonl"
-    return load_states(path) if path.is_file() else []
-
-
-def _questions(case: Case, states: dict[int, list[CriticalState]]) -> dict[int, list[Question]]:
-    brief = brief_of(case)
-    questions = {}
+def _questions(case: Case, states: list[CriticalState]) -> dict[int | None, list[Question]]:
+    brief, by = brief_of(case), by_episode(states)
+    questions: dict[int | None, list[Question]] = {}
     for index, episode in enumerate(case.episodes):
         questions[index] = [identify_question(brief, index, episode)]
-        if index in states:
-            questions[index].append(advise_question(brief, index, episode, states[index]))
+        if index in by:
+            questions[index].append(advise_question(brief, index, episode, by[index]))
+    if case.race_steps:  # programs are asked for in this round
+        questions[None] = [programs_question(brief, case.episodes, states)]
     return questions
 
 
 def prompts_of_run(path: Path, episode: int, number: int = 0) -> list[tuple[str, str]]:
-    """The prompts for one collected episode of a run, with titles.
+    """The prompts for one collected episode of a run, and for programs, with titles.
 
     Raises:
         UltraError: if there is no such episode; the number of episodes is named.
     """
     questions = questions_of_run(path, number)
     if episode not in questions:
-        raise UltraError(f"--episode is {episode}, but {path} holds episodes 0 to {len(questions) - 1}")
-    return [(question.title, question.text) for question in questions[episode]]
+        last = max(index for index in questions if index is not None)
+        raise UltraError(f"--episode is {episode}, but {path} holds episodes 0 to {last}")
+    asked = [*questions[episode], *questions.get(None, [])]
+    return [(question.title, question.text) for question in asked]

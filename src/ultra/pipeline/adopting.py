@@ -74,11 +74,11 @@ def adopt(
     """Make the best verified programs part of the policy.
 
     Args:
-        case: of the round.
-        plan: its shares of the budget.
+        case: analysis context of the round.
+        plan: the round's shares of the budget.
         config: of the run.
-        verified: what verification found, the best first.
-        say: tells a person.
+        verified: programs with their verification, the best first.
+        say: prints a line.
     """
     best = next((item for item in verified if item.helps), None)
     if best is None:

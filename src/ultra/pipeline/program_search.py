@@ -71,12 +71,12 @@ class ProgramSearch:
     """The programs of one round.
 
     Args:
-        case: of the round.
+        case: analysis context of the round.
         plan: the round's shares of the budget.
         config: settings of programs.
         verify_config: settings of verification.
         seed: of the analysis.
-        say: tells a person.
+        say: prints a line.
     """
 
     def __init__(
@@ -239,7 +239,8 @@ class ProgramSearch:
         if not own:
             return Tried(replace(proposal, program=tuned), item["episodes"], difference=item["gain"])
         best = own[0]
-        spread = mean_interval(best.differences.tolist())
+        pairs = len(best.differences)
+        spread = mean_interval(best.differences.tolist()) if pairs > 1 else None
         steps = float(best.lengths.mean())
         summary = Summary(
             len(best.differences), steps, float((alone[: len(best.differences)] + best.differences).mean()), best.ended
@@ -249,9 +250,9 @@ class ProgramSearch:
             item["episodes"],
             summary,
             best.gain,
-            spread.low,
-            spread.high,
-            len(best.differences),
+            spread.low if spread else None,
+            spread.high if spread else None,
+            pairs,
         )
 
     # -- verification ------------------------------------------------------------------------------

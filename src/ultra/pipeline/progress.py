@@ -16,7 +16,7 @@ from ultra.ppo.train import Iteration
 
 
 class Reporter:
-    """Tells a person how far a command is; silent with `quiet`."""
+    """Shows the progress of a command; with `quiet` only warnings."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet, highlight=False, stderr=True)
@@ -25,9 +25,13 @@ class Reporter:
         """One line."""
         self.console.print(text)
 
+    def warn(self, text: str) -> None:
+        """What may be wrong: shown in any case."""
+        Console(highlight=False, stderr=True).print(f"warning: {text}", markup=False)
+
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Callable[[int, str], None]]:
-        """A progress bar over steps; call what it gives with the steps so far and a remark."""
+        """A progress bar over steps; yields a function of the steps so far and a remark."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),

@@ -51,11 +51,11 @@ from ultra.tasks import Task, get_task
 from ultra.tasks.batch import Batch
 
 BRANCHES_TOGETHER = 64
-"""Environments for branches, where they step as one array."""
+"""Environments for branches, where they are stepped as one array."""
 SINGLE_BRANCHES = 16
-"""The same where each is an object of its own: more take long to make and step no faster."""
+"""The same where each is an object of its own: more would take long to make and step no faster."""
 EPISODES_TOGETHER = 256
-"""Episodes that are collected before they are written, so that memory does not grow with their number."""
+"""Episodes collected before they are written to disk, which bounds memory."""
 
 
 class Refinement:
@@ -77,7 +77,7 @@ class Refinement:
     def start(cls, path: Path, config: RefineConfig, reporter: Reporter, shared: Path | None = None) -> Refinement:
         """Begin a refinement, or continue the one that the same command began.
 
-        Nothing is written before the task and the policy have been found to be good.
+        Nothing is written before the task and the policy have been checked.
 
         Raises:
             UltraError: if the task is unknown, the policy does not fit, or the directory is another's.
@@ -92,17 +92,21 @@ class Refinement:
             check_snapshots(task, config.method)
             check_budget(config)
             check_analyst(config, task)
-            run = Run.start(path, "refine", config)
-            for line in (*found.notes, *(f"warning: {warning}" for warning in found.warnings)):
+            run = Run.start(path, "refine", with_discount(config, found.gamma))
+            for line in found.notes:
                 reporter.say(line)
+            for warning in found.warnings:
+                reporter.warn(warning)
             if task.snapshots in ("replay", "remake"):
                 reporter.say(f"{task.name} cannot be saved: its states are brought back by replaying actions (slower)")
-            save_policy(policy, path / "policy" / "start", {"copied_from": config.policy})
+            about = {"copied_from": config.policy, "gamma": run.config.ppo.discount}
+            save_policy(policy, path / "policy" / "start", about)
             known = order.from_settings(config) or order.from_curve(Path(config.policy))
             if known is not None:
                 known.save(path)
             return cls(run, reporter, shared)
-        return cls(Run.start(path, "refine", config), reporter, shared)
+        begun = Run.open(path).config.ppo.gamma
+        return cls(Run.start(path, "refine", with_discount(config, begun)), reporter, shared)
 
     # -- the whole run -------------------------------------------------------------------------
 
@@ -202,13 +206,13 @@ class Refinement:
             self.run.complete("start", self.budget)
             self.reporter.say(f"          return {start.estimate} (mean and 95% interval)")
             if start.warning:
-                self.reporter.say(f"warning: {start.warning}")
+                self.reporter.warn(start.warning)
         return load_start(path)
 
     # -- stages --------------------------------------------------------------------------------
 
     def _collect(self, plan: Round) -> None:
-        settings, policy, gamma = self.config.collect, self._policy(plan.number), self.config.ppo.gamma
+        settings, policy, gamma = self.config.collect, self._policy(plan.number), self.config.ppo.discount
         longest = max(1, plan.collect // settings.episodes)
         rng, workers = self._rng(plan.number, "collect"), self.config.workers
         folder = self.run.round(plan.number) / "trajectories"
@@ -308,9 +312,8 @@ class Refinement:
             trains = self.budget.remaining - plan.choose >= self.config.ppo.samples
         if trains:
             policy = self._train(plan, policy, anchored)
-        save_policy(
-            policy, self.run.round(plan.number) / "policy", {"round": plan.number, "method": self.config.method}
-        )
+        about = {"round": plan.number, "method": self.config.method, "gamma": self.config.ppo.discount}
+        save_policy(policy, self.run.round(plan.number) / "policy", about)
 
     def _adopt(self, plan: Round) -> Adopted:
         """Make the verified programs part of the policy, and keep how that was done."""
@@ -413,8 +416,9 @@ class Refinement:
             self.budget.evaluation += steps
         gain = difference_interval(last_returns.tolist(), start_returns)
         improved = gain.low > 0
-        save_policy(last, folder / "last")
-        save_policy(last if improved else start, folder / "best")
+        about = {"gamma": config.ppo.discount}
+        save_policy(last, folder / "last", about)
+        save_policy(last if improved else start, folder / "best", about)
         result = {
             "task": config.task,
             "method": config.method,
@@ -464,7 +468,7 @@ class Refinement:
         return self.decision.probe and self.decision.order == "last"
 
     def case(self, number: int, stage: str) -> _CaseContext:
-        """What an analyst is given in a stage of a round, as a context."""
+        """The analysis context of a stage of a round, as a context manager."""
         return _CaseContext(self, number, stage)
 
     def _failed(self, number: int) -> list[Advice]:
@@ -483,7 +487,7 @@ class Refinement:
 
 
 class _CaseContext:
-    """Opens what an analyst is given, and frees the environments afterwards."""
+    """Opens the analysis context of a stage, and closes its environments afterwards."""
 
     def __init__(self, refinement: Refinement, number: int, stage: str) -> None:
         self._refinement, self._number, self._stage = refinement, number, stage
@@ -503,7 +507,7 @@ class _CaseContext:
             policy=own._policy(self._number),
             episodes=episodes,
             config=analysis_of(config, len(episodes)),
-            gamma=config.ppo.gamma,
+            gamma=config.ppo.discount,
             batch=self._batches[0],
             replay=self._batches[1],
             budget=own.budget,
@@ -526,6 +530,12 @@ class _CaseContext:
     def __exit__(self, *error: object) -> None:
         for batch in self._batches:
             batch.close()
+
+
+def with_discount(config: RefineConfig, gamma: float | None) -> RefineConfig:
+    """A configuration whose discount is settled: what it says, else that of the policy, else the usual one."""
+    settled = config.ppo.discount if config.ppo.gamma is not None or gamma is None else gamma
+    return replace(config, ppo=replace(config.ppo, gamma=settled))
 
 
 def check_snapshots(task: Task, method: str) -> None:

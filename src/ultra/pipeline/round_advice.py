@@ -46,8 +46,8 @@ class RoundAdvice:
 
     Args:
         run: whose files are read and written.
-        case: what the round's analyst was given.
-        plan: what the round does, and may spend.
+        case: analysis context of the round.
+        plan: schedule of the round.
     """
 
     def __init__(self, run: Run, case: Case, plan: Round) -> None:
@@ -129,11 +129,11 @@ class RoundAdvice:
         return Episodes(self.run.round(number) / "trajectories")
 
     def guidance(self, stack: ExitStack, say: Callable[[str], None]) -> tuple[Guidance, int]:
-        """What modulates training, and the steps that it may take for trying advice again.
+        """The guidance of training, and the steps reserved for rechecking advice.
 
         Args:
             stack: closes the environments for that when training ends.
-            say: tells a person.
+            say: prints a line.
         """
         config, folder, number = self.config, self.folder, self.plan.number
         advice = load_advice(folder / "verified.jsonl")
@@ -147,7 +147,7 @@ class RoundAdvice:
             reserved = int(config.verify.recheck * self.plan.train)
             batch = self.case.task.make_batch(2 * FIRST_LOOK, config.workers or None)
             stack.callback(batch.close)
-            gamma, horizon = config.ppo.gamma, config.analyse.horizon
+            gamma, horizon = config.ppo.discount, config.analyse.horizon
             recheck = Recheck(
                 batch, book.entries, config.verify, gamma, horizon, self.case.budget, reserved, (config.seed, number)
             )
@@ -176,7 +176,7 @@ class RoundAdvice:
         found = scaled(
             [compile_potential(potential, names) for potential in potentials],
             [(episode.facts, episode.rewards) for episode in episodes],
-            config.ppo.gamma,
+            config.ppo.discount,
             lambda name, reason: say(f"guide     potential {name} is left out: {reason}"),
         )
         if found is None:
@@ -185,7 +185,7 @@ class RoundAdvice:
         return ShapedGuidance(
             guidance,
             found,
-            config.ppo.gamma,
+            config.ppo.discount,
             config.ppo.environments,
             strength=strength,
             anneal_until=settings.anneal_until,

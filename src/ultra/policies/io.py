@@ -26,9 +26,10 @@ SHIPPED = Path(__file__).parent / "shipped"
 """Sub-optimal policies that come with the package, by task."""
 FORMAT = 1
 EXTENDED_FORMAT = 2
-"""Of policies with what format 1 does not know: activations other than tanh, unlike or shared layers."""
+"""Of policies with what format 1 does not know: activations other than tanh, unlike or shared layers, entries of the
+observation that their statistics leave alone."""
 PROGRAM_FORMAT = 3
-"""Of policies with programs, which earlier versions would leave out without a word."""
+"""Of policies with programs, which earlier versions would silently ignore."""
 _STATISTICS = ("count", "reward_variance", "reward_count", "clip")
 """Numbers of a `Normalizer` that `policy.json` holds."""
 
@@ -56,13 +57,16 @@ def save_policy(policy: Policy, directory: Path, about: Mapping[str, Any] | None
     }
     extension = _extension_to_json(architecture)
     header = {
-        "format": PROGRAM_FORMAT if policy.attached else EXTENDED_FORMAT if extension else FORMAT,
+        "format": PROGRAM_FORMAT if policy.attached else EXTENDED_FORMAT if extension or normalizer.plain else FORMAT,
         "observation_size": architecture.observation_size,
         "action_space": to_json(architecture.action_space),
         "hidden": list(architecture.hidden),
         **extension,
         **({"image": list(architecture.image)} if architecture.image else {}),
-        "normalizer": {name: getattr(normalizer, name) for name in _STATISTICS},
+        "normalizer": {
+            **{name: getattr(normalizer, name) for name in _STATISTICS},
+            **({"plain": list(normalizer.plain)} if normalizer.plain else {}),
+        },
         **({"attached": policy.attached.to_json()} if policy.attached else {}),
         "about": dict(about or {}),
     }
@@ -113,6 +117,19 @@ def load_policy(directory: str | os.PathLike[str]) -> Policy:
     return policy
 
 
+def discount_of(directory: Path) -> float | None:
+    """The discount with which a policy that can be read was trained, where its `about` says so."""
+    about = json.loads((directory / "policy.json").read_text(encoding="utf-8")).get("about")
+    if not isinstance(about, Mapping):
+        return None
+    gamma = about.get("gamma")
+    if gamma is None:  # of a version that kept the settings alone
+        settings = about.get("config")
+        ppo = settings.get("ppo") if isinstance(settings, Mapping) else None
+        gamma = ppo.get("gamma") if isinstance(ppo, Mapping) else None
+    return float(gamma) if isinstance(gamma, int | float) and 0 <= gamma <= 1 else None
+
+
 def _read_policy(path: Path) -> Policy:
     """Read a policy's two files and check that they fit each other."""
     from safetensors.numpy import load
@@ -136,10 +153,13 @@ def _read_policy(path: Path) -> Policy:
     arrays = load((path / "weights.safetensors").read_bytes())
     _check_arrays(architecture, arrays)
     mean, variance = (arrays.pop(f"normalizer.{name}").astype(np.float64) for name in ("mean", "variance"))
-    statistics = header["normalizer"]
+    statistics = dict(header["normalizer"])
+    plain = tuple(map(index, statistics.pop("plain", ())))
+    if any(not 0 <= entry < size for entry in plain):
+        raise UltraError(f"the normalizer leaves entries {list(plain)} alone, but the observation has 0 to {size - 1}")
     if set(statistics) != set(_STATISTICS):
         raise UltraError(f"the normalizer holds {sorted(statistics)}, but should hold {sorted(_STATISTICS)}")
-    normalizer = Normalizer(mean, variance, **statistics)
+    normalizer = Normalizer(mean, variance, **statistics, plain=plain)
     _check_statistics(normalizer)
     weights = {k: v.astype(np.float32) for k, v in arrays.items()}
     attached = AttachedPrograms.from_json(header["attached"]) if "attached" in header else None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ultra.common.errors import PolicyError
 from ultra.common.records import closest
-from ultra.policies.io import SHIPPED, load_policy
+from ultra.policies.io import SHIPPED, discount_of, load_policy
 from ultra.policies.sb3 import Imported, import_policy
 
 SHIPPED_PREFIX = "shipped:"
@@ -40,7 +40,7 @@ def open_policy(path: str | os.PathLike[str], statistics: str = "", *, trust_pic
     named = os.fspath(path)
     place = shipped(named.removeprefix(SHIPPED_PREFIX)) if named.startswith(SHIPPED_PREFIX) else Path(path)
     with_ending = place.with_name(f"{place.name}.zip")
-    if not place.exists() and with_ending.is_file():
+    if with_ending.is_file() and not place.is_file() and not (place / "policy.json").is_file():
         place = with_ending
     if place.is_file():
         return import_policy(place, Path(statistics) if statistics else None, trust_pickle=trust_pickle)
@@ -48,4 +48,4 @@ def open_policy(path: str | os.PathLike[str], statistics: str = "", *, trust_pic
         raise PolicyError(f"--vecnormalize {statistics} is for zips of Stable-Baselines3, but {place} is none")
     if place.suffix == ".zip" and not place.exists():
         raise PolicyError(f"there is no file {place}: give a zip of Stable-Baselines3, or a directory of ours")
-    return Imported(load_policy(place))
+    return Imported(load_policy(place), gamma=discount_of(place))

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from ultra.common.errors import PolicyError, UltraError
 from ultra.common.xla import configure
 from ultra.policies import acting, networks
+from ultra.policies.mismatch import likely_cause
 from ultra.policies.networks import Image
 from ultra.policies.normalizer import Normalizer
 from ultra.programs.attached import AttachedPrograms
@@ -37,7 +38,7 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "silu": jax.nn.silu,
     "leaky_relu": jax.nn.leaky_relu,
 }
-"""What may stand between the layers."""
+"""Activations by name."""
 _LOG_2PI = float(np.log(2 * np.pi))
 
 
@@ -123,7 +124,7 @@ class Form:
 
 
 class Decision(NamedTuple):
-    """What a policy does with observations (n, observation_size)."""
+    """A policy's output for observations (n, observation_size)."""
 
     actions: Actions
     """(n,) int64, or (n, dim) float32 not yet clipped to the bounds."""
@@ -146,7 +147,7 @@ class Policy:
     params: Params
     normalizer: Normalizer
     attached: AttachedPrograms | None = None
-    """Programs that change what the network does."""
+    """Programs that act on top of the network."""
 
     @cached_property
     def controllers(self) -> tuple[Controller, ...]:
@@ -248,7 +249,7 @@ def _mlp(layers: list[Params], x: jax.Array, activation: Callable[[Any], Any]) -
 
 
 def normalize(arrays: tuple[Any, Any, Any], observations: jax.Array) -> jax.Array:
-    """Centre, scale and cut observations (inside compiled functions)."""
+    """Centre, scale and clip observations (inside compiled functions)."""
     shift, factor, clip = arrays
     return jnp.clip((observations - shift) * factor, -clip, clip)
 
@@ -363,9 +364,10 @@ def check_fits(
     """
     own = policy.architecture
     if own.observation_size != observation_size:
+        actions = space.size if isinstance(space, Continuous) else 0
         raise PolicyError(
             f"the policy takes observations of shape ({own.observation_size},), but {name} gives "
-            f"({observation_size},): was it trained on another task?"
+            f"({observation_size},): {likely_cause(own.observation_size, observation_size, actions, name)}"
         )
     if own.action_space != space:
         raise PolicyError(

@@ -15,7 +15,6 @@ from ultra.common.errors import UltraError
 from ultra.programs.records import ProgramError
 from ultra.tasks.sources import compile_source, of_observation, parse_source
 
-
 _compiled = cache(compile_source)
 
 

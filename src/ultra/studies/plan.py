@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ultra.common.errors import PolicyError, UltraError
-from ultra.common.records import closest, record_from
+from ultra.common.records import canonical, closest, record_from
 from ultra.config import RefineConfig, TrainConfig, takes_advice
 from ultra.policies.opening import SHIPPED_PREFIX, shipped
 
@@ -216,7 +216,7 @@ class Study:
         for layer, where in layers:
             _refuse_decided(layer, where)
             record_from(RefineConfig, {"task": task.environment, **layer}, where)  # an error names its own layer
-            merged = _merge(merged, layer)
+            merged = _merge(merged, canonical(RefineConfig, layer, where))
         decided = {
             "task": task.environment, "policy": str(policies / slug(task.name)), "method": method.method or method.name,
             "seed": seed, "workers": self.cores,

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ultra.common.errors import UltraError
 from ultra.tasks.batch import Facts, Indices, Live, Observations, Snapshot, Step
+from ultra.tasks.physics import log_warnings
 from ultra.tasks.sources import Reader
 from ultra.tasks.spaces import Actions, Discrete, from_gymnasium
 from ultra.tasks.states import put, take
@@ -93,6 +94,7 @@ def make_environment(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gy
     Raises:
         UltraError: if the environment cannot be made; the message gives its own reason and remedy.
     """
+    log_warnings()
     try:
         env = gymnasium.make(env_id, **(kwargs or {}))
     except Exception as error:  # the environment's own code may raise anything
@@ -108,6 +110,15 @@ def make_environment(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gy
     if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1:
         return env
     return gymnasium.wrappers.FlattenObservation(env)
+
+
+def action_kind(space: gymnasium.Space[Any]) -> np.dtype[Any]:
+    """The kind of numbers in the actions that an environment is given.
+
+    A policy's actions in a `Box` are real numbers, also where the space says that they are whole: cut towards zero
+    they would be other actions than those it was trained with (Stable-Baselines3 does not cut them either).
+    """
+    return np.result_type(np.float32, space.dtype) if isinstance(space, gymnasium.spaces.Box) else np.dtype(space.dtype)
 
 
 def _is_numeric(space: gymnasium.Space[Any]) -> bool:
@@ -149,6 +160,7 @@ class GymnasiumBatch:
         self._make, self._envs = make, [make() for _ in range(size)]
         self._readers, self._by_state, self._remade = readers, snapshots == "state", snapshots == "remake"
         self._space = self._envs[0].action_space
+        self._kind = action_kind(self._space)
         known = from_gymnasium(self._space)
         self._parts = known if isinstance(known, Discrete) and known.parts else None
         shape = self._envs[0].observation_space.shape
@@ -184,7 +196,7 @@ class GymnasiumBatch:
 
     def _own(self, actions: Actions) -> NDArray[Any]:
         """Actions as the environments' own type, in an array of their own: the caller's may change later."""
-        own = np.array(self._parts.split(actions) if self._parts else actions, dtype=self._space.dtype)
+        own = np.array(self._parts.split(actions) if self._parts else actions, dtype=self._kind)
         if isinstance(self._space, gymnasium.spaces.Box):
             # Bounds rounded to single precision may lie just outside those in double precision.
             np.clip(own, self._space.low, self._space.high, out=own)
@@ -225,7 +237,7 @@ class GymnasiumBatch:
         for index, snapshot in zip(indices, snapshots, strict=True):
             seed, count, restarted = _HEAD.unpack_from(snapshot)
             self.reset([index], [seed])
-            flat = np.frombuffer(snapshot, self._space.dtype, offset=_HEAD.size)
+            flat = np.frombuffer(snapshot, self._kind, offset=_HEAD.size)
             actions = flat.reshape(count, *(self._space.shape or ()))
             for action in actions[:restarted]:
                 self._act(index, action)

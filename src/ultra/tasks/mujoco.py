@@ -8,7 +8,6 @@ solver's tolerance. Final evaluation always runs in Gymnasium's own environment.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,15 +22,13 @@ from numpy.typing import NDArray
 
 from ultra.tasks.batch import Facts, Indices, Live, Observations, Snapshot, Step
 from ultra.tasks.ground import PlanarFeet, feet_of
+from ultra.tasks.physics import log_warnings
 from ultra.tasks.simulators import Simulators
 from ultra.tasks.spaces import Actions
 
 Array = NDArray[np.float64]
 
-_log = logging.getLogger(__name__)
-
-# MuJoCo otherwise prints warnings and appends them to a file in the working directory.
-mujoco.set_mju_user_warning(lambda message: _log.debug("MuJoCo: %s", message))
+log_warnings()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What is refined: the record of a task, and the registry of the known ones."""
+"""Tasks: environments with their cards, and the registry of known ones."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def get_task(name: str, **options: Any) -> Task:
 
 
 def _known_task(name: str, options: dict[str, Any]) -> Task:
-    """A registered task, perhaps with a card of the user's own that has as many facts and actions."""
+    """A registered task, perhaps with the user's own card of as many facts and actions."""
     rest = {key: value for key, value in options.items() if key != "card"}
     task = make_task(_registry[name].target, rest)
     if "card" not in options:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ultra.common.errors import PolicyError
+from ultra.common.errors import PolicyError, UltraError
+from ultra.policies.sb3.inert import Inert, read_inert
 
 LARGEST = {"data": 256 * 2**20, "policy.pth": 1024 * 2**20, "_stable_baselines3_version": 1024}
 """Bytes that the parts of a zip may unpack to."""
@@ -36,6 +37,11 @@ def _part(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
     try:
         info = archive.getinfo(name)
     except KeyError:
+        # Weights lie in every model, and are all that is found of one that was cut off: then not at the beginning.
+        if any(part.filename.endswith("data.pkl") and not part.header_offset for part in archive.infolist()):
+            raise PolicyError(
+                f"{path} holds weights alone, as torch or `policy.save` writes them: give the zip of `model.save`"
+            ) from None
         raise PolicyError(
             f"{path} holds no {name!r}: it is not a model that Stable-Baselines3 saved, or was cut off"
         ) from None
@@ -58,6 +64,10 @@ def read_archive(path: Path) -> Archive:
             version = _part(archive, path, "_stable_baselines3_version").decode() if known else ""
         data = json.loads(raw)
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        if _is_statistics(path):
+            raise PolicyError(
+                f"{path} holds VecNormalize statistics, not a model: give the zip, and this file with --vecnormalize"
+            ) from error
         raise PolicyError(f"cannot read {path}: {error}: copy it again") from error
     except (ValueError, RecursionError) as error:
         if isinstance(error, PolicyError):
@@ -66,6 +76,14 @@ def read_archive(path: Path) -> Archive:
     if not isinstance(data, dict):
         raise PolicyError(f"{path}: its settings are not a JSON object: it is not of Stable-Baselines3")
     return Archive(path, data, _read_weights(path, weights), version.strip())
+
+
+def _is_statistics(path: Path) -> bool:
+    try:
+        found = read_inert(path.read_bytes())
+    except (OSError, UltraError):
+        return False
+    return isinstance(found, Inert) and found.name.endswith("VecNormalize")
 
 
 def _read_weights(path: Path, content: bytes) -> dict[str, NDArray[np.float32]]:

@@ -47,6 +47,7 @@ def export_policy(policy: Policy, task: Task, out: Path) -> list[Path]:
         )
     torch = import_torch("write")
     check_fits(policy, task.name, task.observation_size, task.action_space)
+    _check_plain(policy.normalizer, task)
     out = out if out.suffix == ".zip" else out.with_name(f"{out.name}.zip")
     make_directory(out.parent)
     vectorized, model = _model(policy.architecture, task)
@@ -63,6 +64,23 @@ def export_policy(policy: Policy, task: Task, out: Path) -> list[Path]:
     _write(out, lambda path: model.save(str(path)))
     vectorized.close()
     return files
+
+
+def _check_plain(normalizer: Normalizer, task: Task) -> None:
+    """Check that entries which are not cut lie inside the bounds to which VecNormalize cuts a flat observation.
+
+    Raises:
+        PolicyError: if they do not.
+    """
+    if not normalizer.plain:
+        return
+    entries, space = list(normalizer.plain), _environment(task, None).observation_space
+    low, high = space.low[entries], space.high[entries]
+    if max(-low.min(), high.max()) > normalizer.clip:
+        raise PolicyError(
+            f"the policy leaves entries {entries[0]} to {entries[-1]} of the observation as they are (norm_obs_keys), "
+            f"but VecNormalize would cut them to +-{normalizer.clip:g}: this cannot be written as a flat observation"
+        )
 
 
 def _write(path: Path, save: Callable[[Path], None]) -> None:

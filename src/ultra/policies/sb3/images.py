@@ -6,6 +6,7 @@ layer behind the convolutions; here both have rows and columns first.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,31 @@ def read_image(path: Path, data: Mapping[str, Any]) -> Image:
         raise PolicyError(f"{path} was trained with normalize_images=False, which is not supported: train without")
     channels, height, width = (int(number) for number in shape)
     return height, width, channels
+
+
+def flattened_image(data: Mapping[str, Any]) -> tuple[Image, bool] | None:
+    """Height, width and channels of images that a policy without a features extractor looks at, and whether they are
+    scaled to 1; None where observations are no images to Stable-Baselines3.
+
+    It puts the channels of images first, and divides them by 255, also for MlpPolicy.
+    """
+    space = data.get("observation_space")
+    shape = tuple(space.get("_shape") or ()) if isinstance(space, Mapping) else ()
+    if len(shape) != 3 or not isinstance(space, Mapping) or space.get("dtype") != "uint8":
+        return None
+    bounds = [set(re.findall(r"-?\d+", str(space.get(name)))) for name in ("low", "high")]
+    if bounds != [{"0"}, {"255"}]:
+        return None
+    channels, height, width = (int(number) for number in shape)
+    scaled = (data.get("policy_kwargs") or {}).get("normalize_images", True) is True
+    return (height, width, channels), scaled
+
+
+def rows_first(weight: NDArray[np.float32], image: Image, scaled: bool) -> NDArray[np.float32]:
+    """Weights (inputs, outputs) of a first layer for images as they come: rows first, from 0 to 255."""
+    height, width, channels = image
+    turned = weight.reshape(channels, height, width, -1).transpose(1, 2, 0, 3).reshape(weight.shape)
+    return np.ascontiguousarray(turned / np.float32(255) if scaled else turned)
 
 
 def read_features(path: Path, weights: Mapping[str, NDArray[Any]], image: Image) -> dict[str, NDArray[np.float32]]:

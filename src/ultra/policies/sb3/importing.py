@@ -17,7 +17,8 @@ from ultra.common.errors import PolicyError, UltraError
 from ultra.policies.normalizer import Normalizer
 from ultra.policies.policy import Architecture, Policy, unflatten
 from ultra.policies.sb3.archive import Archive, read_archive
-from ultra.policies.sb3.images import has_extractor, read_features, read_image
+from ultra.policies.sb3.images import flattened_image, has_extractor, read_features, read_image, rows_first
+from ultra.policies.sb3.noise import constant_noise
 from ultra.policies.sb3.statistics import find_statistics, read_statistics, usual_places
 from ultra.tasks.spaces import ActionSpace, Continuous, Discrete
 
@@ -36,6 +37,8 @@ class Imported:
     """What was found, one line each."""
     warnings: tuple[str, ...] = ()
     """What may be wrong, one line each."""
+    gamma: float | None = None
+    """The discount with which the policy was trained, where that is known."""
 
 
 def import_policy(path: Path, statistics: Path | None = None, *, trust_pickle: bool = False) -> Imported:
@@ -54,10 +57,15 @@ def import_policy(path: Path, statistics: Path | None = None, *, trust_pickle: b
     architecture = _architecture(archive)
     arrays = _arrays(archive, architecture)
     notes, warnings = _remarks(archive)
+    if archive.data.get("use_sde"):
+        arrays["log_std"], about_noise = constant_noise(archive, arrays, architecture)
+        notes.append(about_noise)
     normalizer, about, doubt = _statistics(archive, architecture.observation_size, statistics, trust_pickle)
     policy = Policy(architecture, unflatten(arrays, architecture.form), normalizer)
     policy.check_finite(str(path))
-    return Imported(policy, (*notes, *about), (*warnings, *doubt))
+    gamma = archive.data.get("gamma")
+    discount = float(gamma) if isinstance(gamma, int | float) and 0 <= gamma <= 1 else None
+    return Imported(policy, (*notes, *about), (*warnings, *doubt), discount)
 
 
 # -- shapes ----------------------------------------------------------------------------------------
@@ -114,8 +122,8 @@ def _check_algorithm(archive: Archive) -> None:
     missing = [name for name in needed if name not in names]
     if missing:
         raise PolicyError(f"{archive.path}: its weights have no {missing[0]!r}: only PPO and A2C can be refined")
-    if archive.data.get("use_sde"):
-        raise PolicyError(f"{archive.path} was trained with gSDE (use_sde=True), which is not supported: train without")
+    if (archive.data.get("policy_kwargs") or {}).get("squash_output"):
+        raise PolicyError(f"{archive.path} squashes its actions (squash_output=True), which is not supported")
 
 
 def _activation(archive: Archive) -> str:
@@ -163,10 +171,6 @@ def _action_space(archive: Archive) -> ActionSpace:
 
 def _check_observations(archive: Archive, size: int) -> None:
     space = archive.data.get("observation_space")
-    if isinstance(space, Mapping) and space.get("dtype") == "uint8" and len(space.get("_shape") or ()) == 3:
-        raise PolicyError(
-            f"{archive.path} looks at images of shape {tuple(space['_shape'])} without NatureCNN: train with CnnPolicy"
-        )
     if isinstance(space, Mapping) and _kind(space) == "Box" and math.prod(space.get("_shape") or (size,)) != size:
         raise PolicyError(
             f"{archive.path}: its networks take {size} inputs, but its observations are of shape {space['_shape']}"
@@ -189,8 +193,15 @@ def _arrays(archive: Archive, architecture: Architecture) -> dict[str, NDArray[n
         for i, source in enumerate([*sources, *([places[ours]] if ours in places else [])]):
             arrays[f"{ours}.{i}.w"] = np.ascontiguousarray(archive.weights[f"{source}.weight"].T)
             arrays[f"{ours}.{i}.b"] = archive.weights[f"{source}.bias"]
+    if architecture.image is None and (flat := flattened_image(archive.data)):
+        for net in ("shared",) if architecture.shared else ("actor", "critic"):
+            arrays[f"{net}.0.w"] = rows_first(arrays[f"{net}.0.w"], *flat)
     if isinstance(architecture.action_space, Continuous):
         arrays["log_std"] = archive.weights["log_std"]
+        if not archive.data.get("use_sde") and arrays["log_std"].shape != (architecture.action_space.size,):
+            raise PolicyError(
+                f"{archive.path}: log_std is {arrays['log_std'].shape}, not ({architecture.action_space.size},)"
+            )
     if architecture.image is not None:
         arrays |= read_features(archive.path, archive.weights, architecture.image)
     copies = sum(has_extractor([name]) for name in archive.weights)  # an extractor may be there several times
@@ -199,7 +210,7 @@ def _arrays(archive: Archive, architecture: Architecture) -> dict[str, NDArray[n
     if known != len(archive.weights):
         raise PolicyError(
             f"{archive.path} has {len(archive.weights)} arrays, {known} of which belong to a plain actor-critic: "
-            "policies of one's own class cannot be read"
+            "custom policy classes cannot be read"
         )
     for name, sizes in architecture.sizes.items():
         for i, shape in enumerate(pairwise(sizes)):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import re
 from typing import Any
 
@@ -28,6 +29,10 @@ _NUMERIC = re.compile(r"[<>=|]?([biufc])(\d{1,2})")
 
 class UnsafePickleError(UltraError):
     """A pickle that names what plain data do not need."""
+
+
+class DamagedPickleError(UnsafePickleError):
+    """Bytes that are no pickle, or were cut off: running them would not help."""
 
 
 class Inert:
@@ -136,7 +141,8 @@ def read_inert(content: bytes) -> Any:
     """Read a pickle without running anything.
 
     Raises:
-        UnsafePickleError: if the pickle names what plain data do not need, or is damaged.
+        UnsafePickleError: if the pickle names what plain data do not need.
+        DamagedPickleError: if it is damaged.
     """
     if len(content) > LARGEST:
         raise UnsafePickleError(f"it has {len(content):,} bytes, more than {LARGEST:,}")
@@ -145,4 +151,13 @@ def read_inert(content: bytes) -> Any:
     except UnsafePickleError:
         raise
     except Exception as error:  # a damaged pickle can fail anywhere
-        raise UnsafePickleError(f"it is damaged ({' '.join(str(error).split()) or type(error).__name__})") from error
+        kind = UnsafePickleError if _is_whole(content) else DamagedPickleError
+        raise kind(f"it is damaged ({' '.join(str(error).split()) or type(error).__name__})") from error
+
+
+def _is_whole(content: bytes) -> bool:
+    """Whether bytes are a pickle from its beginning to its end, whatever it says."""
+    try:
+        return any(operation.name == "STOP" for operation, _, _ in pickletools.genops(content))
+    except Exception:  # as above
+        return False
