@@ -165,6 +165,11 @@ def _language(task: Task) -> str:
     return Template(text).substitute(known).strip()
 
 
+def _cut(text: str) -> str:
+    """An explanation in short, cut between words."""
+    return shorten(text, EXPLAINED, placeholder=" ...")
+
+
 def _steps(brief: Brief) -> str:
     limit = f"An episode lasts at most {brief.task.time_limit:,} steps."
     if not brief.race_steps:
