@@ -29,6 +29,8 @@ class Request:
 
     @property
     def about(self) -> str:
+        if '"programs"' in self.text:
+            return "programs"
         return "advise" if '"advice"' in self.text else "identify"
 
     @property
@@ -64,7 +66,9 @@ def good_content(request: Request) -> dict[str, Any]:
             "reasoning": "It leans.",
             "critical_states": [{"t": t, "importance": 0.5, "explanation": f"at {t} it leaned"} for t in (2, 4)],
         }
-    times = [int(t) for t in re.findall(r"## t = (\d+):", request.text)]
+    if request.about == "programs":
+        return {"reasoning": "It leans.", "programs": [balance()], "potentials": []}
+    times = [int(t) for t in re.findall(r"- t = (\d+):", request.text)]
     name = "control0" if "control0" in request.text else "push_right"
     segment = {"change": {name: 0.5}, "steps": 2} if name == "control0" else {"action": name, "steps": 2}
     return {
@@ -73,7 +77,19 @@ def good_content(request: Request) -> dict[str, Any]:
             {"t": t, "plan": [segment], "reward_follow": 0.5, "reward_taken": -0.5, "explanation": "push right"}
             for t in times
         ],
-        "rules": [{"guard": "pole_angle > 0.05", "plan": [segment], "reward": 0.2, "explanation": "it leans right"}],
+    }
+
+
+def balance() -> dict[str, Any]:
+    """A program for CartPole."""
+    return {
+        "name": "balance",
+        "explanation": "push under the pole",
+        "parameters": {"g": {"value": 0.5, "low": 0, "high": 1}},
+        "rules": [
+            {"when": "pole_angle + g * pole_velocity > 0", "action": "push_right"},
+            {"when": "pole_angle + g * pole_velocity < 0", "action": "push_left"},
+        ],
     }
 
 

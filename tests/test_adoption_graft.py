@@ -27,7 +27,7 @@ from ultra.tasks.spaces import ActionSpace, Continuous, Discrete
 NAMES = ("a", "b", "gap", "square")
 ARM = Continuous((-1.0, -1.0), (1.0, 1.0))
 JOINTS = ("hip", "knee")
-PARAMETERS = {"p": {"value": 0.3, "low": -1.0, "high": 1.0}}
+PARAMETERS = {"p": {"value": 0.375, "low": -1.0, "high": 1.0}}
 Array = NDArray[Any]
 
 

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.test_adoption_graft import ARM, NAMES, controller, policy_of, visited
+from tests.test_adoption_graft import ARM, JOINTS, NAMES, controller, policy_of, visited
 
-from ultra.adoption.reading import Reading
-from ultra.adoption.standalone import ExportError, export_standalone, observation_reading
+from ultra.adoption.reading import with_observed_facts
+from ultra.adoption.standalone import ExportError, export_standalone
 from ultra.policies.policy import Architecture, Policy, create_policy
+from ultra.programs.attached import AttachedPrograms
 from ultra.programs.compiled import Controller
 from ultra.programs.executor import Executor
-from ultra.tasks.plans import Plan, Segment
+from ultra.tasks.card import ActionMeaning, Card, Fact
 from ultra.tasks.spaces import ActionSpace, Continuous, Discrete
 
+CARD = Card(
+    "task", "", "", "", "",
+    (
+        Fact("a", "m", ""), Fact("b", "m", "", source="obs[1]"), Fact("gap", "m", ""),
+        Fact("square", "m", "", source="env.square"),
+    ),
+    (ActionMeaning("hip", ""), ActionMeaning("knee", "")),
+)  # fmt: skip
 EVERYTHING: dict[str, Any] = {
     "clocks": {"c": "0.2 + 0.1 * abs(b)"},
     "memory": {"m": {"start": 1, "update": "0.5 * m + agent(hip)"}, "n": {"start": 0, "update": "1 / (b - prev(b))"}},
@@ -38,9 +49,18 @@ CHOICES: dict[str, Any] = {
 }
 
 
-def exported(path: Path, policy: Policy, chosen: Controller | None = None, reading: Reading | None = None) -> Any:
+def with_programs(policy: Policy, chosen: Controller, seen: Any, facts: Any) -> Policy:
+    """The policy with a program, and with what can be known of its facts."""
+    space = policy.architecture.action_space
+    named = JOINTS if isinstance(space, Continuous) else tuple(f"take_{k}" for k in range(space.n))
+    attached = AttachedPrograms((chosen.program.programs,), NAMES, named)
+    parts = [SimpleNamespace(observations=seen[k::6], facts=facts[k::6]) for k in range(6)]
+    return with_observed_facts(replace(policy, attached=attached), CARD, parts)
+
+
+def exported(path: Path, policy: Policy) -> Any:
     """An instance of the class in the exported module."""
-    export_standalone(path, policy, chosen, reading)
+    export_standalone(path, policy)
     scope: dict[str, Any] = {"__name__": "exported"}
     exec(compile(path.read_text(), str(path), "exec"), scope)
     return scope["Policy"]()
@@ -74,8 +94,7 @@ def test_a_program_of_everything_acts_as_it_did(tmp_path: Path) -> None:
     facts = np.round(facts, 9)
     policy, chosen = policy_of(ARM), controller(**EVERYTHING)
     assert chosen.program.reads(1) and chosen.program.reads(2)
-    reading = observation_reading(NAMES, seen, facts)
-    same_actions(exported(tmp_path / "p.py", policy, chosen, reading), policy, chosen, seen, facts)
+    same_actions(exported(tmp_path / "p.py", with_programs(policy, chosen, seen, facts)), policy, chosen, seen, facts)
 
 
 @pytest.mark.parametrize("space", [Discrete(3), Discrete(6, (3, 1))])
@@ -83,22 +102,31 @@ def test_discrete_actions_are_chosen_as_they_were(tmp_path: Path, space: Discret
     seen, facts = visited()
     rules = [*CHOICES["rules"], *([{"when": "gap > 1", "action": {"choice1": 1}}] if space.parts else [])]
     policy, chosen = policy_of(space), controller(space=space, **CHOICES | {"rules": rules})
-    reading = observation_reading(NAMES, seen, facts)
-    same_actions(exported(tmp_path / "p.py", policy, chosen, reading), policy, chosen, seen, facts)
+    same_actions(exported(tmp_path / "p.py", with_programs(policy, chosen, seen, facts)), policy, chosen, seen, facts)
 
 
-def test_a_plan_is_exported_like_any_program(tmp_path: Path) -> None:
+def test_one_layer_of_programs_acts_on_what_the_layer_before_made(tmp_path: Path) -> None:
     seen, facts = visited()
-    policy, plan = policy_of(ARM), Plan((Segment((0.3, -0.2), 3), Segment((0.1, 0.4), 2)), relative=True)
-    chosen = Controller.of_plan(plan, ARM)
-    same_actions(exported(tmp_path / "p.py", policy, chosen), policy, chosen, seen, facts)
+    first = controller([{"set": {"hip": "0.5 * sin(c)"}}], clocks={"c": "0.3"})
+    second = controller(
+        [{"add": {"knee": "agent(hip) + m"}}], memory={"m": {"start": 0.1, "update": "0.5 * m + b / 9"}}
+    )
+    policy = with_programs(policy_of(ARM), first, seen, facts)
+    assert policy.attached is not None
+    policy = replace(policy, attached=policy.attached.on_top(second.program.programs))
+    policy = with_observed_facts(policy, CARD, [SimpleNamespace(observations=seen, facts=facts)] * 3)
+    alone, actor = exported(tmp_path / "p.py", policy), policy.actor()
+    for begin in (0, 20):
+        alone.reset()
+        actor.reset()
+        for row in range(begin, begin + 20):
+            assert np.allclose(alone.act(seen[row]), actor.act(seen[row]), atol=2e-4)
 
 
 def test_it_runs_where_there_is_numpy_alone(tmp_path: Path) -> None:
     seen, facts = visited()
-    reading = observation_reading(NAMES, seen, facts)
     path = tmp_path / "alone.py"
-    export_standalone(path, policy_of(ARM), controller([{"add": {"hip": "0.1 * b"}}]), reading)
+    export_standalone(path, with_programs(policy_of(ARM), controller([{"add": {"hip": "0.1 * b"}}]), seen, facts))
     code = (
         "import sys, alone, numpy; policy = alone.Policy(); print(policy.act(numpy.ones(3)).shape); "
         "print(sorted({'jax', 'ultra', 'gymnasium', 'scipy'} & {name.partition('.')[0] for name in sys.modules}))"
@@ -115,12 +143,12 @@ def test_it_runs_where_there_is_numpy_alone(tmp_path: Path) -> None:
 
 def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
     seen, facts = visited()
-    reading = observation_reading(NAMES, seen, facts)
-    chosen = controller([{"add": {"hip": "square + b"}}])
-    with pytest.raises(ExportError, match="no affine function of the observation: square; distil"):
-        export_standalone(tmp_path / "p.py", policy_of(ARM), chosen, reading)
-    with pytest.raises(ExportError, match="give the reading"):
-        export_standalone(tmp_path / "p.py", policy_of(ARM), chosen)
+    policy = with_programs(policy_of(ARM), controller([{"add": {"hip": "square + b"}}]), seen, facts)
+    with pytest.raises(ExportError, match=r"not in the observation: square; teach them to the network"):
+        export_standalone(tmp_path / "p.py", policy)
+    assert policy.attached is not None
+    with pytest.raises(ExportError, match=r"how b, square are read .* `ultra.observe_facts"):
+        export_standalone(tmp_path / "p.py", replace(policy, attached=replace(policy.attached, observed=None)))
     images = create_policy(
         Architecture(36 * 36, Continuous((-1.0,), (1.0,)), image=(36, 36, 1)), np.random.default_rng()
     )

@@ -145,7 +145,7 @@ def test_the_last_complete_answer_counts(text: str) -> None:
             "the text '5' was read as a number",
         ),
         (json.dumps(ANSWER).replace("}]", "},]"), "1 comma before a closing bracket left out"),
-        ('{"critical_states": [], "critical_states": [%s]}' % json.dumps(STATE), "'critical_states' was given twice"),
+        (f'{{"critical_states": [], "critical_states": [{json.dumps(STATE)}]}}', "'critical_states' was given twice"),
     ],
 )
 def test_what_was_repaired_is_said(text: str, said: str) -> None:

@@ -181,9 +181,9 @@ def test_settings_come_from_a_file_and_options_overrule_them(
     file = tmp_path / "settings.yaml"
     file.write_text(f"task: hopper\npolicy: {HOPPER}\nsteps: 5000\nppo:\n  gamma: 0.9\ncollect:\n  episodes: 2\n")
     command = ["collect", str(tmp_path / "run"), "--config", str(file), "--quiet", "--workers", "1"]
-    assert cli([*command, "--steps", "1000"]) == 0
+    assert cli([*command, "--steps", "4000"]) == 0
     config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
-    assert (config["steps"], config["ppo"]["gamma"], config["collect"]["episodes"]) == (1000, 0.9, 2)
+    assert (config["steps"], config["ppo"]["gamma"], config["collect"]["episodes"]) == (4000, 0.9, 2)
     capsys.readouterr()
     file.write_text("stepz: 5\n")
     assert "stepz" in complaint(capsys, "refine", "hopper", "--config", file)
@@ -199,7 +199,7 @@ def test_a_shipped_policy_is_named_wherever_a_policy_is(capsys: pytest.CaptureFi
         assert cli(["evaluate", policy, "--task", "hopper", "--episodes", "2", "--workers", "1", "--json"]) == 0
         found.append(capsys.readouterr().out)
     assert found[0] == found[1]
-    command = ["--policy", "shipped:hopper", "--steps", "1000", "--collect.episodes", "2", "--workers", "1", "--quiet"]
+    command = ["--policy", "shipped:hopper", "--steps", "4000", "--collect.episodes", "2", "--workers", "1", "--quiet"]
     assert cli(["collect", str(tmp_path / "run"), "--task", "hopper", *command]) == 0
     kept = tmp_path / "run" / "policy" / "start" / "weights.safetensors"
     assert kept.read_bytes() == (Path(HOPPER) / "weights.safetensors").read_bytes()

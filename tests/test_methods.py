@@ -303,7 +303,8 @@ def test_a_restored_episode_has_a_full_time_limit_and_the_environments_own_obser
     if name == "reacher":  # its facts are joints, their velocities, fingertip and target
         qpos, qvel = np.append(facts[:2], facts[6:8]), np.append(facts[2:4], [0.0, 0.0])
     else:
-        qpos, qvel = np.split(facts, [reference.unwrapped.model.nq])
+        model = reference.unwrapped.model  # further facts, of ground contact, come after the state
+        qpos, qvel = np.split(facts[: model.nq + model.nv], [model.nq])
     reference.unwrapped.set_state(qpos, qvel)
     wanted = reference.unwrapped._get_obs()
     np.testing.assert_allclose(environments.observations, [wanted, wanted], atol=1e-5 if name == "reacher" else 1e-6)

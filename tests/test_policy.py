@@ -247,7 +247,7 @@ def test_deviations_in_a_discrete_policy_are_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        pytest.param(lambda header: header.update(format=3), "format 3 is not 1 or 2", id="format"),
+        pytest.param(lambda header: header.update(format=4), "format 4 is not one of 1 to 3", id="format"),
         pytest.param(lambda header: header.pop("hidden"), "hidden", id="no layers"),
         pytest.param(lambda header: header.update(hidden=[8, 5]), r"actor.*\(8,\).*\(5,\)", id="layers"),
         pytest.param(lambda header: header.update(hidden=[8]), r"actor.*\(8,\).*\(2,\)", id="a layer fewer"),

@@ -29,8 +29,12 @@ def write(path: Path, value: Any) -> Path:
     return path
 
 
-def test_the_verb_names_each_program_and_what_is_wrong_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(tmp_path / "p.json", {"programs": [GOOD, BAD], "potentials": [{"name": "far", "expression": "x_position"}]})
+def test_the_verb_names_each_program_and_what_is_wrong_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(
+        tmp_path / "p.json", {"programs": [GOOD, BAD], "potentials": [{"name": "far", "expression": "x_position"}]}
+    )
     assert cli.run(["programs", "check", str(path), "--task", "hopper"]) == 2
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "programs[0] lean: ok"
@@ -61,7 +65,7 @@ def test_a_file_that_is_not_of_the_form_is_refused_when_it_is_named(value: Any, 
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UltraError, match="cannot read .*missing.json"):
+    with pytest.raises(UltraError, match=r"cannot read .*missing\.json"):
         get_analyst(f"programs:{tmp_path / 'missing.json'}")
     with pytest.raises(UltraError, match="which file"):
         get_analyst("programs:")
@@ -69,7 +73,9 @@ def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
 
 def test_what_is_wrong_for_the_task_is_said_with_the_verb_that_says_more(tmp_path: Path) -> None:
     file = ProgramsFile(write(tmp_path / "p.json", {"programs": [GOOD, BAD, BAD]}))
-    with pytest.raises(UltraError, match=r"programs\[1\]: .*pitch is not a fact.*\(and 1 more\); `ultra programs check"):
+    with pytest.raises(
+        UltraError, match=r"programs\[1\]: .*pitch is not a fact.*\(and 1 more\); `ultra programs check"
+    ):
         file.proposals(get_task("hopper"))
 
 
@@ -100,7 +106,8 @@ def test_shipped_examples_fit_their_tasks_and_play_well_untuned(
     proposals = ProgramsFile(EXAMPLES / f"{name}.json").proposals(task)
     actions = [action.name for action in task.card.actions]
     compiled = [
-        compile_programs([item.program], task.card.fact_names, actions, task.action_space) for item in proposals.programs
+        compile_programs([item.program], task.card.fact_names, actions, task.action_space)
+        for item in proposals.programs
     ]
     policy = create_policy(Architecture(task.observation_size, task.action_space, (8,)), np.random.default_rng(0))
     batch = task.make_batch(min(8, episodes * len(compiled)), workers=1)

@@ -138,6 +138,7 @@ def test_programs_that_stay_programs_are_saved_refined_and_collected_with(config
     best = load_policy(tmp_path / "first" / "policy" / "best")
     assert best.attached is not None
     assert [program.name for program in best.attached.programs] == ["balance"]
+    assert best.act([[0, 0, 0.1, 0], [0, 0, -0.1, 0]]).tolist() == [1, 0]
     again = replace(kept, policy=str(tmp_path / "first" / "policy" / "best"), method="none")
     assert api.refine(again, tmp_path / "second")["return"]["start"]["mean"] > 150
 

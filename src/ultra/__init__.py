@@ -6,15 +6,34 @@
     result = ultra.refine(config, "runs/hopper")
 
 `ultra.refine` runs all stages; `ultra.collect`, `identify`, `advise`, `verify` and `finetune` run
-one each. Everything is imported when it is first used.
+one each. A policy acts by itself:
+
+    policy = ultra.load_policy("runs/hopper/policy/best")
+    action = policy.act(observation)
+
+Everything is imported when it is first used.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ultra.api import advise, collect, evaluate, finetune, identify, refine, report, study, train, verify
+    from ultra.api import (
+        advise,
+        collect,
+        evaluate,
+        export,
+        finetune,
+        identify,
+        observe_facts,
+        refine,
+        report,
+        study,
+        train,
+        verify,
+    )
     from ultra.common.errors import UltraError
     from ultra.config import PPOConfig, RefineConfig, TrainConfig
+    from ultra.policies.acting import Actor
     from ultra.policies.io import load_policy, save_policy
     from ultra.policies.policy import Policy
     from ultra.tasks import Task, get_task, register
@@ -22,6 +41,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Actor",
     "PPOConfig",
     "Policy",
     "RefineConfig",
@@ -31,10 +51,12 @@ __all__ = [
     "advise",
     "collect",
     "evaluate",
+    "export",
     "finetune",
     "get_task",
     "identify",
     "load_policy",
+    "observe_facts",
     "refine",
     "register",
     "report",
@@ -47,6 +69,7 @@ __all__ = [
 _HOMES = {
     "ultra.config": ("PPOConfig", "RefineConfig", "TrainConfig"),
     "ultra.common.errors": ("UltraError",),
+    "ultra.policies.acting": ("Actor",),
     "ultra.policies.policy": ("Policy",),
     "ultra.policies.io": ("load_policy", "save_policy"),
     "ultra.tasks": ("Task", "get_task", "register"),

@@ -9,9 +9,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ultra.adoption.reading import with_observed_facts
+from ultra.adoption.standalone import export_standalone
 from ultra.analysts.fidelity import fidelity_of_case
+from ultra.collection.collect import collect as play
 from ultra.common.errors import UltraError
-from ultra.common.files import write_json
+from ultra.common.files import make_directory, write_json
 from ultra.common.locks import hold_directory
 from ultra.common.statistics import Estimate
 from ultra.config import RefineConfig, TrainConfig
@@ -23,8 +26,10 @@ from ultra.pipeline.reporting import write_report
 from ultra.pipeline.round_advice import fidelity_rng
 from ultra.pipeline.run import STAGES, Run
 from ultra.pipeline.training import train_policy
+from ultra.policies.acting import missing_facts
 from ultra.policies.opening import open_policy
-from ultra.policies.policy import Policy
+from ultra.policies.policy import Policy, check_fits
+from ultra.policies.sb3.exporting import export_policy
 from ultra.tasks import Task, get_task
 
 if TYPE_CHECKING:
@@ -37,15 +42,15 @@ def refine(config: RefineConfig, out: PathLike, reporter: Reporter | None = None
     """Refine a policy: collect, identify, advise, verify, fine-tune, evaluate.
 
     Args:
-        config: what to do.
-        out: run directory; if the same command began it, it is continued.
-        reporter: tells a person how far it is.
+        config: settings.
+        out: run directory; continued if it holds the same refinement.
+        reporter: shows progress.
 
     Returns:
         The contents of `result.json`.
 
     Raises:
-        UltraError: for anything that the user can mend.
+        UltraError: for anything the user can fix.
     """
     with hold_directory(Path(out)):
         return Refinement.start(Path(out), config, reporter or Reporter(quiet=True)).run_all()
@@ -71,6 +76,56 @@ def evaluate(
     return estimate
 
 
+def observe_facts(policy: Policy, task: Task | str, episodes: int = 16, seed: int = 0, workers: int = 0) -> Policy:
+    """Find out how the facts that a policy's programs read are read off observations, by playing.
+
+    Policies that `ultra refine` saved know it. What is not in the observation stays unknown.
+
+    Args:
+        policy: with programs.
+        task: the one that the programs were made for.
+        episodes: to play, with sampled actions.
+        seed: of the episodes.
+        workers: processes; 0 uses all cores.
+
+    Returns:
+        The policy, which acts on observations alone if nothing is missing.
+    """
+    task = get_task(task) if isinstance(task, str) else task
+    check_fits(policy, task.name, task.observation_size, task.action_space, task.card.fact_names)
+    seeds = evaluation_seeds(seed, episodes)
+    longest = min(task.time_limit, 1000)
+    return with_observed_facts(policy, task.card, play(task, policy, seeds, 0.99, longest=longest, workers=workers))
+
+
+def export(policy: Policy | PathLike, out: PathLike, task: Task | str | None = None) -> list[Path]:
+    """Write a policy for use without ULTRA: by its ending a Python module of NumPy alone, or a zip.
+
+    Args:
+        policy: perhaps with programs.
+        out: `NAME.py` for a module with a class `Policy` of `reset()` and `act(observation)`, which may have programs;
+            `NAME.zip` for Stable-Baselines3 2.x, which has no place for programs.
+        task: whose spaces the zip names; for a module only where it was not saved how programs read their facts.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        UltraError: if the policy cannot be written in that form; the message says what can be done.
+    """
+    loaded = policy if isinstance(policy, Policy) else open_policy(policy).policy
+    path, known = Path(out), get_task(task) if isinstance(task, str) else task
+    if path.suffix == ".py":
+        if known is not None and missing_facts(loaded):
+            loaded = observe_facts(loaded, known)
+        make_directory(path.parent)
+        export_standalone(path, loaded)
+        return [path]
+    if known is None:
+        raise UltraError(f"{path} is to be a zip of Stable-Baselines3: give the task, whose spaces it names (--task)")
+    return export_policy(loaded, known, path)
+
+
 def report(run: PathLike, out: PathLike | None = None) -> Path:
     """Write tables, learning curves and one HTML page of a finished run or a study; returns their folder."""
     path = Path(run)
@@ -90,7 +145,7 @@ def study(
     jobs: int = 0,
     reporter: Reporter | None = None,
 ) -> Outcome:
-    """Do the runs of a study file that have not been done, or that failed.
+    """Run what is missing or failed of a study.
 
     Args:
         file: the study (YAML).
@@ -98,7 +153,7 @@ def study(
         on: processes of this machine, or tasks of a Ray cluster.
         address: of the Ray cluster.
         jobs: runs at once on this machine; 0 is as many as its cores allow.
-        reporter: tells a person how far it is; on a terminal with a live table.
+        reporter: shows progress, on a terminal as a live table.
 
     Raises:
         UltraError: if something in the study cannot work, before anything runs.
@@ -123,13 +178,13 @@ def fidelity(run: PathLike, number: int = 0, reporter: Reporter | None = None) -
 
     The audit in full: windows of all four lengths, in all episodes that were explained, played to their
     ends, for any method with critical states. A mask network is scored by its importance of every step,
-    any other analyst by that of its critical states. The steps that it takes are told, but are not part
-    of the run's budget.
+    any other analyst by that of its critical states. The steps it takes are reported, and are not part of
+    the run's budget.
 
     Args:
         run: its directory.
         number: round; 0 is the last one with critical states.
-        reporter: tells a person how far it is.
+        reporter: shows progress.
 
     Returns:
         A score for each length, with that of windows placed by chance.
@@ -144,7 +199,7 @@ def fidelity(run: PathLike, number: int = 0, reporter: Reporter | None = None) -
         number = max((n for n in rounds if refinement.run.finished(f"round-{n}/identify")), default=1)
     refinement.run.require(f"round-{number}/identify", f"ultra identify {run}")
     with refinement.case(number, "identify") as case:
-        scores = fidelity_of_case(case, fidelity_rng(refinement.config.seed, number))
+        scores = fidelity_of_case(case, fidelity_rng(refinement.config.seed_of_analysis, number))
     if not scores:
         raise UltraError(
             f"{run}: every episode has return 0, or none was explained: there is no change to compare with"
@@ -159,22 +214,22 @@ def identify(run: PathLike, reporter: Reporter | None = None) -> Path:
 
 
 def advise(run: PathLike, reporter: Reporter | None = None) -> Path:
-    """Stage 2b: advice at the critical states."""
+    """Stage 2b: advice at critical states."""
     return run_stage(run, "advise", reporter)
 
 
 def verify(run: PathLike, reporter: Reporter | None = None) -> Path:
-    """Stage 3: try the advice in the simulator."""
+    """Stage 3: try advice and programs in the simulator."""
     return run_stage(run, "verify", reporter)
 
 
 def finetune(run: PathLike, reporter: Reporter | None = None) -> Path:
-    """Stage 4: train with the advice as guidance; after the last round, evaluate and write `result.json`."""
+    """Stage 4: adopt programs and train with advice; after the last round, evaluate and write `result.json`."""
     return run_stage(run, "finetune", reporter)
 
 
 def run_stage(run: PathLike, stage: str, reporter: Reporter | None = None) -> Path:
-    """Run one stage in the first round where it is not done yet; nothing happens if it is done in all.
+    """Run a stage in the first round where it is not done; does nothing if it is done in all.
 
     Returns:
         The folder of the round's files.

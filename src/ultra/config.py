@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, get_args
+from types import MappingProxyType
+from typing import Annotated, ClassVar, Literal, get_args
 
 from tyro.conf import arg
 
@@ -32,31 +34,44 @@ def _check(holds: bool, name: str, value: object, needed: str) -> None:
 class PPOConfig:
     """Proximal policy optimisation (Schulman et al., arXiv 1707.06347), the same for every method."""
 
-    environments: int = 32
+    ALIASES: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "n_envs": "environments",
+            "n_steps": "rollout_steps",
+            "batch_size": "minibatch",
+            "n_epochs": "epochs",
+            "clip_range": "clip",
+            "ent_coef": "entropy",
+            "vf_coef": "value",
+            "max_grad_norm": "gradient_norm",
+        }
+    )
+    """Stable-Baselines3's names, which files may use too (`ultra.common.records`)."""
+
+    environments: Annotated[int, arg(aliases=["--ppo.n-envs"])] = 32
     """Environments that step together."""
-    rollout_steps: int = 64
-    """Steps of each environment between updates."""
-    minibatch: int = 64
-    """Samples in a gradient step."""
-    epochs: int = 10
+    rollout_steps: Annotated[int, arg(aliases=["--ppo.n-steps"])] = 64
+    """Steps of each environment in a rollout."""
+    minibatch: Annotated[int, arg(aliases=["--ppo.batch-size"])] = 64
+    """Samples in a minibatch."""
+    epochs: Annotated[int, arg(aliases=["--ppo.n-epochs"])] = 10
     """Passes over each rollout."""
     learning_rate: float = 3e-4
     """Adam's step size."""
     anneal: bool = False
     """Let the learning rate fall linearly to zero."""
     gamma: float | None = None
-    """Discount of future reward for each step; by default the one that the policy was trained with where that is known,
-    else 0.99."""
+    """Discount factor; by default the one that the policy was trained with where that is known, else 0.99."""
     gae_lambda: float = 0.95
-    """Decay of the generalised advantage estimate (arXiv 1506.02438)."""
-    clip: float = 0.2
-    """How far the probability ratio may leave 1."""
-    entropy: float = 0.0
+    """Lambda of the generalised advantage estimate (arXiv 1506.02438)."""
+    clip: Annotated[float, arg(aliases=["--ppo.clip-range"])] = 0.2
+    """Clip range of the probability ratio."""
+    entropy: Annotated[float, arg(aliases=["--ppo.ent-coef"])] = 0.0
     """Weight of the entropy bonus."""
-    value: float = 0.5
+    value: Annotated[float, arg(aliases=["--ppo.vf-coef"])] = 0.5
     """Weight of the value loss."""
-    gradient_norm: float = 0.5
-    """Gradients are scaled down to this norm."""
+    gradient_norm: Annotated[float, arg(aliases=["--ppo.max-grad-norm"])] = 0.5
+    """Largest norm of a gradient; larger ones are scaled down to it."""
 
     def __post_init__(self) -> None:
         for name in ("environments", "rollout_steps", "minibatch", "epochs"):
@@ -69,6 +84,37 @@ class PPOConfig:
             "minibatch",
             self.minibatch,
             f"a divisor of environments x rollout-steps = {self.samples}",
+        )
+
+    @classmethod
+    def from_sb3(
+        cls,
+        *,
+        n_envs: int = 32,
+        n_steps: int = 64,
+        batch_size: int = 64,
+        n_epochs: int = 10,
+        learning_rate: float = 3e-4,
+        gamma: float | None = None,
+        gae_lambda: float = 0.95,
+        clip_range: float = 0.2,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+    ) -> PPOConfig:
+        """The same settings under Stable-Baselines3's names; the defaults are ULTRA's."""
+        return cls(
+            environments=n_envs,
+            rollout_steps=n_steps,
+            minibatch=batch_size,
+            epochs=n_epochs,
+            learning_rate=learning_rate,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip=clip_range,
+            entropy=ent_coef,
+            value=vf_coef,
+            gradient_norm=max_grad_norm,
         )
 
     @property
@@ -98,12 +144,12 @@ class CollectConfig:
 
 @dataclass(frozen=True)
 class LateConfig:
-    """The best of a training's last policies goes on, not the very last one, where programs are used."""
+    """Where programs are used, the best of the last policies of training goes on, not the very last one."""
 
     policies: int = 8
-    """How many of them are compared; 1 takes the last one."""
+    """Number of policies to compare; 1 takes the last one."""
     share: float = 0.04
-    """Share of the budget for comparing them, at most."""
+    """At most this share of the step budget for comparing them."""
 
     def __post_init__(self) -> None:
         _check(self.policies >= 1, "policies", self.policies, "at least 1")
@@ -112,20 +158,20 @@ class LateConfig:
 
 @dataclass(frozen=True)
 class AnchorConfig:
-    """Training on from an improved policy is held to it, so that what was found is not forgotten."""
+    """Training on from a policy that programs improved: anchored to it, so that nothing is forgotten."""
 
     critic_rollouts: int = 4
-    """Rollouts in which only the critic is fitted, before the actor moves."""
+    """Rollouts at the start in which only the critic is fitted."""
     noise: float = 0.2
-    """Most exploration noise at the start: its standard deviation as a share of half an action's range."""
+    """Largest initial exploration noise: standard deviation as a share of half an action's range."""
     weight: float = 1.0
-    """Weight of the Kullback-Leibler divergence from the policy with which training began; 0 leaves it out."""
+    """Weight of the Kullback-Leibler penalty towards the policy training began with; 0 leaves it out."""
     floor: float = 0.1
-    """Share of that weight which stays to the end."""
+    """Share of that weight that remains to the end."""
     anneal_until: float = 1.0
     """Share of training over which the weight falls to its floor, linearly."""
     direction: Literal["reference", "policy"] = "reference"
-    """From which distribution the divergence is taken: KL(reference || policy) or KL(policy || reference)."""
+    """Direction of the divergence: `reference` is KL(reference || policy), `policy` is KL(policy || reference)."""
 
     def __post_init__(self) -> None:
         _check(self.critic_rollouts >= 0, "keep.critic_rollouts", self.critic_rollouts, "at least 0")
@@ -140,16 +186,16 @@ class AnalyseConfig:
     """Stage 2: critical states and advice."""
 
     states: int = 12
-    """Critical states to look for, over all episodes."""
+    """Critical states to find, over all episodes."""
     share: float = 0.05
     """The `search` analyst's share of the step budget."""
     candidates: int = 8
     """Plans that `search` compares at each candidate state."""
     compared: float = 0.5
-    """Part of the horizon over which `search` compares: half of it buys twice the advice, and verification looks over
-    all of it. Where rewards come late (Pong), 1 finds more that helps."""
+    """Part of the horizon over which `search` compares plans: half of it pays for twice the advice, and verification
+    uses all of it. Where rewards come late (Pong), 1 finds more that helps."""
     plan_steps: int = 16
-    """Longest plan; advice may be up to 16 discrete actions or 30 steps of continuous ones."""
+    """Longest plan of `search`, in steps."""
     horizon: int = 64
     """Steps of a simulated branch before the value estimate takes over."""
 
@@ -175,29 +221,29 @@ class LLMConfig:
     tokens: Annotated[int, arg(aliases=["--llm-tokens"])] = 2_000_000
     """Tokens, in and out, that the run may spend; the limit that holds where no price is known. 0: no limit."""
     price_input: float = -1.0
-    """US dollars for a million input tokens, where the built-in price is missing or wrong."""
+    """US dollars per million input tokens, where the built-in price is missing or wrong."""
     price_output: float = -1.0
-    """US dollars for a million output tokens."""
+    """US dollars per million output tokens."""
     concurrency: int = 4
-    """Requests under way at once."""
+    """Concurrent requests."""
     timeout: float = 180.0
-    """Seconds for one try."""
+    """Timeout of one attempt, in seconds."""
     attempts: int = 5
-    """Tries of a request that is declined for the moment or lost."""
+    """Attempts at a request that is rate-limited or lost."""
     longest_wait: float = 120.0
-    """Longest wait in seconds that a server may ask for (Retry-After)."""
+    """Longest wait a server may ask for (Retry-After), in seconds."""
     max_tokens: int = 8192
     """Longest answer in tokens, reasoning included."""
     temperature: float | None = None
     """Sampling temperature; by default the provider's own."""
     draw: int = 0
-    """Which answer of several to the same question; another number asks anew."""
+    """Number of the answer to a question that is asked several times; a new number asks again."""
     episode_tokens: int = 2400
     """Length of an episode's text, in estimated tokens."""
     ledger: Annotated[str, arg(aliases=["--ledger"])] = ""
     """File of the ledger; default: `ULTRA_LEDGER`, or the user's own data folder."""
     permits: str = ""
-    """Folder of permits that the runs of a study share; together they bound the requests under way."""
+    """Folder of permits shared by the runs of a study, which bound the concurrent requests of all."""
 
     def __post_init__(self) -> None:
         for name in ("budget", "tokens", "longest_wait", "draw"):
@@ -215,18 +261,18 @@ class LLMConfig:
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """Stage 3: every advice is tried in the simulator before it is trained on."""
+    """Stage 3: every suggestion is tried in the simulator before anything is trained on it."""
 
     share: Annotated[float, arg(aliases=["--verify-budget"])] = 0.1
-    """Share of the step budget for verification, over all rounds."""
+    """Share of the step budget for verifying advice, over all rounds; half of it where programs are asked for."""
     branches: int = 64
-    """Most paired branches for one advice."""
+    """Most pairs of branches for one suggestion."""
     confidence: float = 0.95
-    """Confidence of the interval on which the verdict rests."""
+    """Confidence level of the interval behind a verdict."""
     control: bool = False
-    """Also try a random plan at every state, for the audit; it takes a third of the verification's budget."""
+    """Also try a random plan at every state, for the audit; takes a third of the verification budget."""
     recheck: float = 0.01
-    """Share of the step budget for trying the advice that is used most again, while training goes on."""
+    """Share of the training steps for verifying the most used advice again during training."""
 
     def __post_init__(self) -> None:
         _check(0 < self.share < 1, "share", self.share, "between 0 and 1")
@@ -237,25 +283,25 @@ class VerifyConfig:
 
 @dataclass(frozen=True)
 class ProgramsConfig:
-    """Programs for the whole policy: proposed in turns, raced, tuned, verified, and adopted."""
+    """Programs for the whole policy: proposed in turns, raced, tuned, verified and adopted."""
 
     share: Annotated[float, arg(aliases=["--programs-share"])] = 0.35
-    """Share of the step budget for all of that; 0 asks for none. Methods `ultra-a` and `ultra-ra` with verified trust
-    only: programs act."""
+    """Share of the step budget for programs; 0 asks for none. Only `ultra-a` and `ultra-ra` with `--trust helps` use
+    them, because programs act."""
     ask: Annotated[Literal["auto", "first", "last"], arg(aliases=["--ask"])] = "auto"
     """`first`: programs before training, for a policy that is stuck; `last`: after it, for one that still learns;
     `auto`: decided from the starting policy's learning curve, or from a short training where it has none."""
     turns: Annotated[int, arg(aliases=["--turns"])] = 3
-    """Turns of the conversation: each tells the analyst what became of its programs."""
+    """Turns of the conversation with a model or person; after each they are told what became of their programs."""
     structures: bool = True
-    """Let corrections that follow from the task's card race with what a language model or a file proposes."""
+    """Also race corrections derived from the task's card beside what a language model or a file proposes."""
     verify: float = 0.15
-    """Part of the share for verifying the best programs in fresh whole episodes."""
+    """At least this part of that share is kept for verifying the best programs in fresh whole episodes."""
     adopt: Literal["auto", "graft", "distil", "program"] = "auto"
-    """How verified programs become part of the policy: put into its network exactly where possible, else
-    taught to it (DAgger), else kept as programs; or one of these alone."""
+    """How verified programs become part of the policy: `graft` puts them into its network exactly, `distil` teaches
+    them to it (DAgger), `program` keeps them beside it; `auto` tries these in order."""
     distil: float = 0.25
-    """Most steps for teaching programs to the network, as a part of that share; they are taken from what is left."""
+    """Most steps for distilling, as a part of that share; taken from what is left of the budget."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.share < 1, "programs.share", self.share, "in [0, 1)")
@@ -266,10 +312,10 @@ class ProgramsConfig:
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """How good the analyst is: measured beside the refinement, outside its budget of steps."""
+    """How good the analyst is; measured outside the step budget."""
 
     replays: int = 12
-    """Replays of explained episodes on which the critical states' fidelity is measured; 0 leaves it out."""
+    """Replays of explained episodes for measuring the fidelity of critical states; 0 leaves it out."""
 
     def __post_init__(self) -> None:
         _check(self.replays >= 0, "replays", self.replays, "at least 0")
@@ -282,19 +328,20 @@ class GuidanceConfig:
     trust: Annotated[Literal["helps", "all"], arg(aliases=["--trust"])] = "helps"
     """`helps`: only advice that verification found helpful; `all`: the paper's behaviour, unverified."""
     estimator: Annotated[Literal["corrected", "paper"], arg(aliases=["--estimator"])] = "corrected"
-    """What overwritten steps do in the update: left out and imitated, or treated as the policy's own."""
+    """How the update treats overwritten steps: `corrected` leaves them out and imitates them, `paper` counts them as
+    the policy's own."""
     strength: float = 1.0
-    """Strength of all modulation at the start; 0 is plain PPO."""
+    """Initial strength of all modulation; 0 is plain PPO."""
     lam: Annotated[float, arg(name="lambda", aliases=["--lambda"])] = 1.0
     """Lambda of equation 2: scale of the implicit reward."""
     imitation: float = 0.1
     """Weight of the imitation of verified advice (corrected estimator)."""
     anneal_until: float = 0.6
-    """Share of training after which modulation has fallen to zero."""
+    """Training progress at which modulation has fallen to zero."""
     restart: float = 0.1
     """Probability that a training episode starts from a critical state."""
     radius: float = 0.0
-    """Matching distance in standardised facts; 0 calibrates it from consecutive states."""
+    """Matching radius in standardised facts; 0 calibrates it from consecutive states."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.strength <= 1, "strength", self.strength, "between 0 and 1")
@@ -312,13 +359,13 @@ class JSRLConfig:
     guide: float = 1.0
     """The guide's steps of an episode at the start of training, as a share of its mean episode; 0 is plain PPO."""
     stages: int = 10
-    """In so many equal parts the guide's steps are taken away."""
+    """Number of curriculum stages in which the guide's steps fall to zero."""
     tolerance: float = 0.05
-    """A part is taken away when the mean return is within this share of the best so far."""
+    """The next stage begins when the average return is within this share of the best so far."""
     window: int = 5
-    """Judgements over which the return is averaged; one after each rollout, of ten or more episodes."""
+    """Length of the moving average of returns, in evaluations; each is of the last ten or more episodes."""
     horizon: Literal["curriculum", "random"] = "curriculum"
-    """`curriculum`: as above; `random`: every episode draws the guide's steps anew (JSRL-Random)."""
+    """`curriculum`: as above; `random`: the guide's steps are drawn for every episode (JSRL-Random)."""
 
     def __post_init__(self) -> None:
         _check(self.guide >= 0, "guide", self.guide, "at least 0")
@@ -355,7 +402,7 @@ class RiceConfig:
     learning_rate: float = 1e-3
     """Adam's step size for the network that predicts the random one."""
     episodes: int = 64
-    """Episodes from which start states are taken, as far as --collect.share allows."""
+    """Episodes to take start states from, as far as --collect.share allows."""
     states: int = 0
     """Start states in all; 0 takes one from each episode."""
 
@@ -380,14 +427,14 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class EnvironmentConfig:
-    """What a Gymnasium id does not say about an environment."""
+    """What a Gymnasium id alone does not say about an environment."""
 
     card: Annotated[str, arg(aliases=["--card"])] = ""
-    """File that describes the environment; `ultra card ENV_ID` writes one to fill in."""
+    """File that describes the environment; `ultra card ENV_ID` writes one to complete."""
     module: Annotated[str, arg(aliases=["--env-module"])] = ""
     """Module, or .py file, that registers the environment with Gymnasium when it is imported."""
     kwargs: Annotated[tuple[str, ...], arg(aliases=["--env-kwargs"])] = ()
-    """Arguments of the environment, each NAME=VALUE, the value written as in YAML."""
+    """Arguments of the environment, each NAME=VALUE with the value as in YAML."""
 
     def __post_init__(self) -> None:
         for item in self.kwargs:
@@ -402,7 +449,7 @@ class EnvironmentConfig:
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """Everything that decides a refinement."""
+    """All settings of a refinement."""
 
     task: str
     """A known task (`ultra tasks`) or a Gymnasium id."""
@@ -414,20 +461,24 @@ class RefineConfig:
     trust_pickle: bool = False
     """Run the pickle of the statistics, with whatever code it holds, if it cannot be read without."""
     standardize: bool = True
-    """While a policy without statistics is trained, scale what it observes and earns; it comes back without."""
+    """Standardise observations and rewards while training a policy that has no statistics; it comes back without."""
     method: Method = "ultra-ra"
     """`none` only evaluates; `ppo` fine-tunes plainly; `jsrl`, `statemask-r`, `rice` and `random` (states) are
     the methods compared with; `ultra-*` use advice on actions, rewards or both."""
     analyst: str = "search"
-    """Who reads the episodes: `search` (simulated branches, no language model), `random` (the control), `worst` (an
-    adversary, for testing trust), `statemask` (critical states only),
-    `llm:PROVIDER/MODEL`, `mailbox:DIR` (any chat window) or `recorded:FILE` (answers of a ledger export)."""
+    """Who analyses the policy: `search` (simulation, no language model), `random` (the control), `worst` (an adversary,
+    for testing trust), `statemask` (critical states only),
+    `llm:PROVIDER/MODEL`, `mailbox:DIR` (any chat window), `recorded:FILE` (answers of a ledger export) or
+    `programs:FILE` (programs of your own)."""
     steps: int = 200_000
-    """The whole budget of environment steps: collection, analysis, verification and training."""
+    """The whole budget of environment steps: collection, analysis, verification, programs and training."""
     seed: int = 0
     """Seed of everything random."""
+    analysis_seed: int | None = None
+    """Seed of the analysis alone: of episodes, critical states, advice, programs and their verification. Runs that
+    differ in `seed` then share one analysis of the same policy. Default: the seed."""
     rounds: int = 1
-    """How often to collect, analyse and train, dividing the budget evenly."""
+    """Rounds of collecting, analysing and training, each with an equal part of the budget."""
     sticky: float = 0.0
     """Probability that an Atari console repeats the previous action."""
     threshold: float = 0.0
@@ -455,6 +506,11 @@ class RefineConfig:
         _check(self.steps >= 1, "steps", self.steps, "at least 1")
         _check(self.rounds >= 1, "rounds", self.rounds, "at least 1")
         _check(0 <= self.sticky < 1, "sticky", self.sticky, "in [0, 1)")
+
+    @property
+    def seed_of_analysis(self) -> int:
+        """What everything that the analysis draws comes from."""
+        return self.seed if self.analysis_seed is None else self.analysis_seed
 
     @property
     def uses_programs(self) -> bool:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ultra.common.errors import UltraError
+from ultra.policies.policy import Policy
+from ultra.programs.observed import FactReading, ObservedFacts
+from ultra.tasks.card import Card
+from ultra.tasks.sources import SourceError, of_observation, parse_source
 
 EXACT = 1e-4
 """A fact is read correctly in a state if the reading is off by at most this share of the fact's deviation."""
@@ -18,6 +24,20 @@ PER_INPUT = 3
 _MOST = 20_000
 """States that are fitted."""
 _REFITS = 4
+
+
+class Visited(Protocol):
+    """States of an episode."""
+
+    @property
+    def observations(self) -> NDArray[Any]:
+        """(T, observation_size)"""
+        ...
+
+    @property
+    def facts(self) -> NDArray[np.float64]:
+        """(T, n_facts) of the same states."""
+        ...
 
 
 class ReadingError(UltraError):
@@ -72,8 +92,7 @@ class Reading:
             )
         design = np.column_stack([inputs, np.ones(len(inputs))])
         rows = np.flatnonzero(~self.held_out)[:: max(1, fitted // _MOST)]
-        spread, size = facts[rows].std(axis=0), np.abs(facts[rows]).max(axis=0)
-        scale = np.maximum(np.nan_to_num(np.maximum(spread, 1e-6 * size)), 1e-9)
+        scale = _scale(facts[rows])
         finite = np.isfinite(facts).all(axis=0)
         found = np.zeros((design.shape[1], facts.shape[1]))
         found[:, finite] = _fitted(design[rows], facts[rows][:, finite], scale[finite])
@@ -91,6 +110,85 @@ class Reading:
             if not self.readable[column]:
                 raise ReadingError(f"fact {self.names[column]!r} cannot be read off the observation")
         return self.weights @ weights, float(self.constants @ weights)
+
+
+def observed_facts(
+    card: Card,
+    needed: Sequence[int],
+    observations: NDArray[Any],
+    facts: NDArray[np.float64],
+    episodes: NDArray[np.int64] | None = None,
+) -> ObservedFacts:
+    """How facts are read off observations: as the card says, where that is right in the visited states, else affinely.
+
+    An angle that the card reads off the observation may be whole turns off: the observation does not say how often a
+    joint has turned round. Programs that use it in `sin`, `cos` and `wrap` act alike all the same.
+
+    Args:
+        card: of the task; what it does not say of a fact is taken to be the entry of the observation at its place.
+        needed: columns of the facts that are wanted.
+        observations: (n, observation_size) of visited states.
+        facts: (n, n_facts) of the same states.
+        episodes: (n,) the number of each state's episode; None if that is not known.
+    """
+    size, scale = observations.shape[1], _scale(facts)
+    try:
+        affine = Reading(observations.astype(np.float64), facts, card.fact_names, episodes)
+    except ReadingError:  # too few states: what the card says is all that is known
+        affine = None
+    readings: dict[str, FactReading] = {}
+    for column in sorted(needed):
+        fact = card.facts[column]
+        said = _said(fact.source or f"obs[{column}]", size)
+        if said is not None:
+            read = ObservedFacts(size, {fact.name: said}).read([fact.name], observations)[:, 0]
+            off = read - facts[:, column]
+            if fact.unit == "rad" and fact.source:
+                off = (off + np.pi) % (2 * np.pi) - np.pi
+            if np.mean(~(np.abs(off) <= EXACT * scale[column])) <= OFF:
+                readings[fact.name] = said
+                continue
+        if affine is not None and affine.readable[column]:
+            weights = tuple(affine.weights[:, column].tolist())
+            readings[fact.name] = FactReading("", weights, float(affine.constants[column]))
+    return ObservedFacts(size, readings)
+
+
+def with_observed_facts(policy: Policy, card: Card, episodes: Sequence[Visited]) -> Policy:
+    """The policy with what is known of how the facts that its programs read are read off observations.
+
+    Args:
+        policy: with programs; one without them is returned as it is.
+        card: of the task.
+        episodes: in the task, of any policy.
+    """
+    attached = policy.attached
+    if attached is None:
+        return policy
+    needed = {column for controller in policy.controllers for column in controller.program.facts}
+    number = np.repeat(np.arange(len(episodes)), [len(episode.observations) for episode in episodes])
+    observations = np.concatenate([episode.observations for episode in episodes])
+    facts = np.concatenate([episode.facts for episode in episodes])
+    found = observed_facts(card, sorted(needed), observations, facts, number)
+    known = {} if attached.observed is None else attached.observed.readings
+    wanted = {attached.facts[column] for column in needed}
+    readings = {name: reading for name, reading in {**known, **found.readings}.items() if name in wanted}
+    return replace(policy, attached=replace(attached, observed=replace(found, readings=readings)))
+
+
+def _said(source: str, size: int) -> FactReading | None:
+    """What the card says of a fact, if that is a function of the observation."""
+    try:
+        return FactReading(source) if of_observation(parse_source(source, size)) else None
+    except SourceError:
+        return None
+
+
+def _scale(facts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A unit for each fact (n_facts,): how far it varies."""
+    with np.errstate(invalid="ignore"):
+        spread, size = facts.std(axis=0), np.abs(facts).max(axis=0)
+    return np.asarray(np.maximum(np.nan_to_num(np.maximum(spread, 1e-6 * size)), 1e-9), np.float64)
 
 
 def _fitted(design: NDArray[np.float64], facts: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float64]:

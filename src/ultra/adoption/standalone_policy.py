@@ -1,4 +1,4 @@
-"""A policy, perhaps with a program, that needs NumPy alone.
+"""A policy, perhaps with programs, that needs NumPy alone.
 
 policy = Policy()
 policy.reset()  # at the beginning of every episode
@@ -82,18 +82,19 @@ ACTIVATIONS: dict[str, Callable[..., Any]] = {
 
 
 class Policy:
-    """Acts by its most likely actions, which a program may change."""
+    """Acts by its most likely actions, which programs may change."""
 
     def __init__(self) -> None:
         with np.load(io.BytesIO(base64.b64decode(DATA)), allow_pickle=False) as archive:
             self._arrays = dict(archive)
         self._form = json.loads(str(self._arrays["form"]))
-        self._program = self._form["program"]
+        self._programs = [_Program(number, self._form, self._arrays) for number in range(len(self._form["programs"]))]
         self.reset()
 
     def reset(self) -> None:
         """Begin an episode."""
-        self._fresh = True
+        for program in self._programs:
+            program.fresh = True
 
     def act(self, observation: Any) -> Any:
         """The action for an observation: a float32 array inside the bounds, or the number of a discrete action.
@@ -107,8 +108,10 @@ class Policy:
             raise ValueError(f"the observation has {observation.size} entries, but the policy takes {needed}")
         with np.errstate(all="ignore"):
             action = self._own(observation)
-            if self._program is not None:
-                action = self._followed(observation.astype(np.float64), action)
+            if self._programs:
+                facts = self._facts(observation.astype(np.float64))
+                for program in self._programs:
+                    action = program.act(facts, action)
         if self._form["choices"]:
             return int(action)
         return np.minimum(np.maximum(action, self._arrays["low"]), self._arrays["high"])
@@ -126,22 +129,49 @@ class Policy:
             x = x @ arrays["mixing"]
         return int(np.argmax(x)) if self._form["choices"] else x
 
-    def _followed(self, observation: Any, action: Any) -> Any:
-        """What the program makes of the agent's own action."""
-        program, arrays = self._program, self._arrays
-        facts = observation @ arrays["reading"] + arrays["constants"]
-        if self._fresh:
+    def _facts(self, observation: Any) -> Any:
+        """What programs read of the state."""
+        facts = observation @ self._arrays["reading"] + self._arrays["constants"]
+        for column, form in self._form["sources"]:
+            facts[column] = _read(form, observation)
+        return facts
+
+
+def _read(form: Any, observation: Any) -> Any:
+    """A fact by its expression over the observation."""
+    if not isinstance(form, list):
+        return np.float64(form)
+    name, *operands = form
+    if name == "obs":
+        return observation[operands[0]]
+    if name == "argmax":
+        return np.float64(np.argmax(observation[operands[0] : operands[1]]))
+    return OPERATIONS[name](*[_read(operand, observation) for operand in operands])
+
+
+class _Program:
+    """Follows programs, and keeps their clocks and memory."""
+
+    def __init__(self, number: int, form: Any, arrays: Any) -> None:
+        self._form, self._program, self.fresh = form, form["programs"][number], True
+        self._numbers = {name: arrays[f"{name}{number} numbers"] for name in ("updates", "rules")}
+        self._settings, self._starts = arrays[f"settings{number}"], arrays[f"starts{number}"]
+
+    def act(self, facts: Any, action: Any) -> Any:
+        """What becomes of the agent's own action."""
+        program = self._program
+        if self.fresh:
             self._start = self._previous = facts
-            self._clocks, self._memory = np.zeros(len(program["clocks"])), arrays["starts"].copy()
+            self._clocks, self._memory = np.zeros(len(program["clocks"])), self._starts.copy()
         agent = np.arange(self._form["n"]) == action if self._form["choices"] else action
-        frame = [facts, self._previous, self._start, np.asarray(agent, np.float64), arrays["settings"]]
-        if not self._fresh:
+        frame = [facts, self._previous, self._start, np.asarray(agent, np.float64), self._settings]
+        if not self.fresh:
             values = self._run("updates", [*frame, self._clocks, self._memory])
             clocks = self._clocks + [values[place] for place in program["clocks"]]
             memory = np.array([values[place] for place in program["memory"]])
             self._clocks = np.where(np.isfinite(clocks), clocks, self._clocks)
             self._memory = np.where(np.isfinite(memory), memory, self._memory)
-        self._fresh, self._previous = False, facts
+        self.fresh, self._previous = False, facts
         values = self._run("rules", [*frame, self._clocks, self._memory])
         return self._assigned(values, action)
 
@@ -149,7 +179,7 @@ class Policy:
         """The value at every place of some instructions."""
         values: list[Any] = []
         for (operation, operands, source, column, table), number in zip(
-            self._program[name], self._arrays[f"{name} numbers"], strict=True
+            self._program[name], self._numbers[name], strict=True
         ):
             if source >= 0:
                 values.append(frame[source][column])

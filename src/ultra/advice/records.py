@@ -79,7 +79,7 @@ class Advice:
     """Implicit reward for the actions that the policy took, -1 to 1."""
     explanation: str
     source: str
-    """Who gave it."""
+    """Analyst that gave it."""
     verification: Verification | None = None
 
     def __post_init__(self) -> None:
@@ -170,7 +170,7 @@ def _load_lines(path: Path, record: Callable[[Any], Record], verb: str) -> list[
 
 @dataclass(frozen=True)
 class Entry:
-    """An advice with what is needed to recognise and to rehearse its state."""
+    """A piece of advice with what is needed to recognise and restore its state."""
 
     advice: Advice
     facts: NDArray[np.float64]
@@ -205,7 +205,7 @@ class AdviceBook:
 
 
 def trusted(advice: Advice, trust: Literal["helps", "all"]) -> bool:
-    """Whether advice takes part in training: not if it harms or has not been tried, unless everything is trusted.
+    """Whether advice takes part in training: not if it harms or was not tried, unless everything is trusted.
 
     Unclear advice still rewards, once for each visit of its state.
     """

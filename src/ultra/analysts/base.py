@@ -1,4 +1,4 @@
-"""The protocol of analysts: who reads episodes, names critical states and gives advice."""
+"""The protocol of analysts, which name critical states, give advice and propose programs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ultra.tuning.entrants import Proposal
 
 @dataclass(frozen=True)
 class Case:
-    """The context of an analysis: a policy, its episodes, and what is needed to simulate more."""
+    """Analysis context: a policy, its episodes, and what is needed to simulate more."""
 
     task: Task
     policy: Policy
@@ -31,40 +31,40 @@ class Case:
     config: AnalyseConfig
     gamma: float
     batch: Batch
-    """For simulated branches; its states may be overwritten."""
+    """Environments for simulated branches; their states may be overwritten."""
     replay: Batch
-    """One environment, for reaching states between snapshots."""
+    """One environment, for replaying to states between snapshots."""
     budget: StepBudget
     """Charged `analyse` steps."""
     allowance: int
-    """Most steps that the analyst may simulate, over both of its tasks."""
+    """Most environment steps for identifying and advising together."""
     rng: np.random.Generator
     progress: Callable[[str], None] = lambda text: None
-    """Told in a few words what is being done."""
+    """Called with a short status message."""
     llm: LLMConfig = field(default_factory=LLMConfig)
-    """For analysts that are language models."""
+    """Settings of language models."""
     folder: Path = Path()
-    """The round's folder, for files of the analyst's own."""
+    """The round's folder, for the analyst's own files."""
     run: str = ""
     """The run's identity in the ledger."""
     failed: Sequence[Advice] = ()
-    """Advice of the round before that did not help, with what happened when it was tried."""
+    """Advice of the previous round that did not help, with its verification."""
     statemask: StateMaskConfig = field(default_factory=StateMaskConfig)
-    """For the mask network."""
+    """Settings of the mask network."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    """For analysts that train."""
+    """Settings of analysts that train."""
     workers: int = 0
     """Cores for stepping environments; 0 uses all."""
     stuck: bool = False
-    """Whether the policy no longer learns, so that programs that do the whole task are wanted most."""
+    """Whether the policy no longer learns, so that whole controllers are wanted most."""
     turns: int = 1
-    """Turns of programs that there are at most."""
+    """Most turns of programs."""
     race_steps: int = 0
     """Environment steps for racing and tuning the programs of one turn; 0 if not known."""
     verify_steps: int = 0
     """Environment steps for verifying programs in fresh episodes; 0 if not known."""
     verified: Sequence[Advice] = ()
-    """Advice of this round that has been verified, with the verdicts."""
+    """Verified advice of this round, with the verdicts."""
 
     @property
     def ends(self) -> bool:
@@ -88,7 +88,7 @@ class Proposals:
 
 
 class Analyst(Protocol):
-    """Reads episodes, gives advice at critical states, and proposes programs."""
+    """Names critical states, gives advice at them, and proposes programs."""
 
     @property
     def name(self) -> str:
@@ -107,9 +107,9 @@ class Analyst(Protocol):
         """Propose programs and potentials for the whole policy.
 
         Args:
-            case: of the round.
-            states: the critical states named before.
-            report: what the turn before gave; None in the first turn.
+            case: analysis context of the round.
+            states: critical states of the round.
+            report: results of the previous turn; None in the first.
 
         Returns:
             The proposals of this turn; none when there is nothing more to propose, which ends the turns.

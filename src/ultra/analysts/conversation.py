@@ -1,4 +1,4 @@
-"""Questions to a language model, whoever it is, and conversations of an answer and objections to it."""
+"""Questions to any correspondent, and conversations of answers and objections to invalid ones."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, Protocol
 from ultra.common.ledger import canonical, key_of
 
 REASKS = 2
-"""How often an answer that is not valid is asked for again."""
+"""Most repeats of a question after invalid responses."""
 QUOTED = 6000
-"""Characters of an answer that are repeated to its author when it is objected to."""
+"""Characters of an invalid response that are quoted back."""
 NAMED = 8
-"""Problems that an objection names."""
+"""Problems listed in an objection."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question, complete: any chat window can be given it.
+    """One self-contained question, which can be pasted into any chat window.
 
     Attributes:
         title: what it is about, for people; not part of its identity.
@@ -42,16 +42,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A question, with the answers given so far and what was said of each."""
+    """A question, with the answers so far and the response to each."""
 
     question: Question
     turns: tuple[tuple[str, str], ...] = ()
-    """(answer, what was said of it), in order: the report of a turn of programs, or an objection."""
+    """(answer, response), in order; a response is the report of a turn of programs, or an objection."""
     reports: int = 0
-    """How many of them, the first ones, are reports; the others are objections to answers that were not valid."""
+    """Number of turns answered by reports, which come first; the others were answered by objections."""
 
     def fields(self) -> dict[str, Any]:
-        """What identifies the question, whoever is asked."""
+        """What identifies the conversation, regardless of the correspondent."""
         return {
             "version": self.question.version,
             "instructions": self.question.instructions,
@@ -61,7 +61,7 @@ class Conversation:
         }
 
     def identity(self, draw: int) -> str:
-        """A hash of the question and the draw, whoever is asked."""
+        """A hash of the conversation and the draw, regardless of the correspondent."""
         return key_of({"question": self.fields(), "draw": draw})
 
     @property
@@ -76,7 +76,7 @@ class Conversation:
         return len(self.turns) - self.reports
 
     def objected(self, answer: str, objection: str) -> Conversation:
-        """The conversation with an answer that is not valid, and why."""
+        """The conversation continued by an invalid answer and the objection to it."""
         return replace(self, turns=(*self.turns, (answer, objection)))
 
 
@@ -87,38 +87,38 @@ class Reply:
     text: str
     intent: int = 0
     bought: bool = False
-    """Whether it was asked for now, not found."""
+    """Whether it was requested now, not found in the ledger."""
 
 
 class NoAnswer(Exception):
-    """A model gave nothing that can be read: a refusal, an empty answer, an error page."""
+    """Invalid response as a whole: a refusal, an empty answer, an error page."""
 
 
 class Correspondent(Protocol):
-    """Whoever answers questions: a model, a person at a mailbox, a recording."""
+    """Answers questions: a model, a person at a mailbox, a recording."""
 
     async def reply(self, conversation: Conversation) -> Reply:
         """Answer; raises NoAnswer if there is none, LanguageModelError if nobody can be reached."""
         ...
 
     def judge(self, reply: Reply, problems: Sequence[str]) -> None:
-        """Told whether an answer was valid."""
+        """Called with the problems of an answer; none if it was valid."""
         ...
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """What an answer holds that is valid, and the problems of the rest."""
+    """The valid items of an answer, and the problems of the rest."""
 
     items: tuple[Any, ...]
     problems: tuple[str, ...]
     repaired: tuple[str, ...] = ()
-    """What was read although it was not written as asked; said to the user."""
+    """Deviations from the required form that were repaired; reported to the user."""
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """What came of a question."""
+    """The outcome of a question."""
 
     title: str
     items: tuple[Any, ...]
@@ -128,7 +128,7 @@ class Exchange:
     bought: int
     reused: int
     repaired: tuple[str, ...] = ()
-    """What of the answer was read although it was not written as asked."""
+    """Deviations from the required form that were repaired."""
     answer: str = ""
     """The text from which the items were read."""
 
@@ -139,9 +139,9 @@ async def ask(
     """Ask, and ask again with the precise problems at most twice; then keep what is valid.
 
     Args:
-        correspondent: who answers.
+        correspondent: answers.
         question: a question, or a conversation whose last report is to be answered.
-        read: what is valid in an answer, and what is wrong with the rest.
+        read: parses an answer.
 
     Raises:
         LanguageModelError: if nobody can be reached.

@@ -18,7 +18,7 @@ from ultra.common.ledger import Ledger, key_of
 LOOK_EVERY = 0.25
 """Seconds between looks for answers."""
 SETTLED = 2
-"""An answer counts when it has not changed for so many looks."""
+"""Looks in a row at which an answer must be unchanged before it is read."""
 LARGEST = 16_000_000
 """Bytes of an answer that are read."""
 
@@ -35,10 +35,10 @@ ULTRA writes questions into this folder and waits for the answers. For each file
 ULTRA reads each answer within a second. If something in it cannot be used, a file
 `NAME-again-1.prompt.md` appears that says what: paste it into the same chat, and save the answer as
 `NAME-again-1.answer.md`. This happens at most twice; then what is valid is used. When programs have
-been tried, a file `NAME-turn-2-....prompt.md` tells what came of them: paste it into the same chat too.
+been tried, a file `NAME-turn-2-....prompt.md` reports the results: paste it into the same chat too.
 
 You may stop `ultra` with Ctrl-C and repeat its command later: answered questions stay answered.
-Answers that are not valid JSON are best mended by asking again, not by hand.
+If an answer is not valid JSON, ask again rather than repairing it by hand.
 """
 
 WHO = {"provider": "mailbox"}

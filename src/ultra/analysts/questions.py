@@ -6,13 +6,13 @@ episodes (so that providers can cache it), and the part about one episode.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from string import Template
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from ultra.collection.describe import describe_episode, describe_outcome, descri
 from ultra.collection.effects import Effects, describe_effects
 from ultra.collection.trajectories import Trajectory
 from ultra.common.errors import UltraError
+from ultra.common.files import to_json_text
 from ultra.programs.expression import SYNTAX
 from ultra.programs.records import LIMITS
 from ultra.tasks import Task
@@ -41,6 +42,8 @@ FAILED = 6
 """Pieces of failed advice that are shown."""
 WINDOWS = 1.2
 """Length of the steps around critical states, as a multiple of an episode's text."""
+LATER = "6"
+"""Programs that are asked for in each later turn, at most."""
 PROGRAMS = "6 to 10"
 POTENTIALS = "3"
 """Programs and potentials that are asked for."""
@@ -110,7 +113,7 @@ def advise_question(brief: Brief, index: int, episode: Trajectory, states: Seque
         "states": "\n".join(f"- t = {state.t}: {state.explanation}" for state in states),
         "windows": describe_windows(task, episode, [state.t for state in states], longest, int(WINDOWS * brief.tokens)),
         "form": form,
-        "plan": json.dumps(plan),
+        "plan": to_json_text(plan, "a plan"),
         "failed": _failed(brief),
         "case": worked_case(task, 1),
     }
@@ -146,8 +149,7 @@ def _language(task: Task) -> str:
     if isinstance(task.action_space, Discrete):
         values = {
             "acts": f'names the action that is taken: {{"when": "...", "action": "{names[-1]}"}}.',
-            "order": "`set` replaces an action; `add` adds to what stands by then: the agent's own action, or "
-            "what earlier rules made of it. Only at the very end are actions clipped to their bounds.",
+            "order": "Where several hold, the last one counts; where none does, the agent's own action is taken.",
             "agent": f"1 if the agent itself chooses that action, else 0, for instance agent({names[-1]}); "
             f"{'it samples its actions' if task.sampled_evaluation else 'it takes its most likely action'}.",
         }
@@ -180,11 +182,12 @@ def _named(brief: Brief, states: Sequence[CriticalState]) -> str:
     found = {(item.state.episode, item.state.t): item for item in (*brief.failed, *brief.verified)}
     lines = []
     for state in states:
-        line = f"- episode {state.episode}, t = {state.t}: {state.explanation[:EXPLAINED]}"
+        line = f"- episode {state.episode}, t = {state.t}: {shorten(state.explanation, EXPLAINED, placeholder=' ...')}"
         item = found.pop((state.episode, state.t), None)
         lines.append(line + (f" {_outcome(brief, item)}" if item is not None else ""))
     lines += [
-        f"- {item.state.explanation[:EXPLAINED]} {_outcome(brief, item)}" for item in list(found.values())[:FAILED]
+        f"- {item.shorten(state.explanation, EXPLAINED, placeholder=' ...')} {_outcome(brief, item)}"
+        for item in list(found.values())[:FAILED]
     ]
     return "\n".join(lines) or "None."
 
@@ -231,7 +234,10 @@ def _failed(brief: Brief) -> str:
     if not brief.failed:
         return ""
     lines = ["\n# Advice that was tried before and did not help\n"]
-    lines += [f"- {item.state.explanation[:EXPLAINED]} {_outcome(brief, item)}" for item in brief.failed[:FAILED]]
+    lines += [
+        f"- {item.shorten(state.explanation, EXPLAINED, placeholder=' ...')} {_outcome(brief, item)}"
+        for item in brief.failed[:FAILED]
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -102,7 +102,7 @@ class EvaluateArguments:
 
 @dataclass(frozen=True)
 class ProgramsCheckArguments:
-    """Say for every program and potential of a file whether it fits a task, and if not, what is wrong and where.
+    """Check every program and potential of a file against a task; reports what is wrong, and where.
 
     Example: ultra programs check controller.json --task Swimmer-v5
     """
@@ -118,17 +118,22 @@ class ProgramsCheckArguments:
 
 @dataclass(frozen=True)
 class ExportArguments:
-    """Write a policy as a zip of Stable-Baselines3 2.x, with VecNormalize statistics where it has any.
+    """Write a policy for use without ULTRA, by the ending of --out.
 
-    Example: ultra export runs/hopper/policy/best --task hopper --out hopper.zip
+    NAME.py is one module that needs NumPy alone, with the policy's programs: `policy = Policy()`, `policy.reset()`,
+    `policy.act(observation)`. NAME.zip is for Stable-Baselines3 2.x, with VecNormalize statistics where the policy has
+    any; it has no place for programs.
+
+    Example: ultra export runs/swimmer/policy/best --out swimmer.py
     """
 
     policy: Positional[Path]
     """Directory of the policy, a zip of Stable-Baselines3, or `shipped:NAME`."""
-    task: str
-    """A known task (`ultra tasks`) or a Gymnasium id; its spaces are written into the zip."""
     out: Path
-    """File to write; statistics go beside it, as NAME_vecnormalize.pkl."""
+    """File to write, NAME.py or NAME.zip; statistics of a zip go beside it, as NAME_vecnormalize.pkl."""
+    task: str = ""
+    """A known task (`ultra tasks`) or a Gymnasium id, whose spaces are written into a zip. A module needs it only where
+    it was not saved with the policy how its programs read their facts."""
     vecnormalize: str = ""
     """VecNormalize statistics of a zip; by default they are looked for beside it, under the usual names."""
     trust_pickle: bool = False
@@ -138,7 +143,7 @@ class ExportArguments:
 
 @dataclass(frozen=True)
 class CardArguments:
-    """Describe an environment, as far as it can be derived, in a file to complete and give to --card.
+    """Describe an environment as far as possible, in a file to complete and pass to --card.
 
     Example: ultra card Ant-v5 --out ant.yaml
     """
@@ -185,8 +190,8 @@ class ReportArguments:
 class FidelityArguments:
     """Score the critical states of a run: how much does the return change if random actions are taken there?
 
-    The field's measure of an explanation (StateMask, RICE); higher is better. Works for every analyst. In full what
-    the audit of a run measures briefly: windows of four lengths, all episodes, played to their ends.
+    The field's measure of an explanation (StateMask, RICE); higher is better. Works for every analyst. Uses windows of
+    four lengths and all episodes, played to their ends, where the audit of a run takes a sample.
     """
 
     run: Positional[Path]
@@ -199,12 +204,12 @@ class FidelityArguments:
 
 @dataclass(frozen=True)
 class PromptArguments:
-    """Print exactly what a language model is sent for an episode: any chat window can be given it."""
+    """Print exactly what a language model is sent about an episode, to be pasted into any chat window."""
 
     run: Positional[Path]
     """Run directory."""
     episode: int = 0
-    """Which of the collected episodes."""
+    """Number of the collected episode, from 0."""
     round: int = 0
     """Round; 0 is the last one that has been collected."""
     count: bool = False
@@ -213,7 +218,7 @@ class PromptArguments:
 
 @dataclass(frozen=True)
 class CheckArguments:
-    """Send one tiny structured request and say what works: output mode, latency, tokens, price.
+    """Send one tiny structured request and report what works: output mode, latency, tokens, price.
 
     Example: ultra llm check local/qwen3 --base-url http://127.0.0.1:11434/v1
     """
@@ -251,17 +256,17 @@ class LedgerExportArguments:
 
 @dataclass(frozen=True)
 class LedgerImportArguments:
-    """Take the answers of an export into the ledger; those that it has already are left alone."""
+    """Add the answers of an export to the ledger; those it already has are left alone."""
 
     file: Positional[Path]
-    """An export."""
+    """File that `ultra ledger export` wrote."""
     ledger: Path | None = None
     """File of the ledger; default: `ULTRA_LEDGER`, or the user's own data folder."""
 
 
 @dataclass(frozen=True)
 class WhyMissArguments:
-    """For each question of a run that has no answer yet: what differs from the nearest one that has."""
+    """For each unanswered question of a run, show what differs from the nearest answered one."""
 
     run: Positional[Path]
     """Run directory."""
@@ -276,7 +281,7 @@ class QuickstartArguments:
     """Refine a policy that ships with the package, with ULTRA-RA and with plain PPO, offline."""
 
     task: Positional[Literal["hopper", "pong"]] = "hopper"
-    """Which of the shipped policies."""
+    """Shipped policy to refine."""
     out: Path = Path("quickstart")
     """Where the runs and the picture go."""
     steps: int = 0

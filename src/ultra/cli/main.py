@@ -31,8 +31,8 @@ Find out why a reinforcement-learning policy fails, and make it better.
   refine       refine a policy: collect, identify, advise, verify, fine-tune, evaluate
   evaluate     score a policy in Gymnasium's own environment
   card         describe an environment, in a file to complete
-  export       write a policy as a zip of Stable-Baselines3
-  programs     check FILE: say whether programs of your own fit a task (`--analyst programs:FILE`)
+  export       write a policy as a module of NumPy alone, or as a zip of Stable-Baselines3
+  programs     check FILE: check programs of your own against a task (`--analyst programs:FILE`)
   report       tables, learning curves and an HTML page of a finished run or a study
   study        tasks x methods x analysts x seeds of a file, on this machine or a Ray cluster
 
@@ -40,13 +40,13 @@ the stages of `refine` one by one, on its run directory:
   collect      1. let the policy play and record episodes
   identify     2. name the critical states
   advise       2. suggest what to do there
-  verify       3. try every advice in the simulator
-  finetune     4. train with the advice as guidance
+  verify       3. try advice and programs in the simulator
+  finetune     4. adopt programs, train with advice as guidance
   fidelity     score how well the critical states explain the episodes
   prompt       print what a language model is sent
 
 language models as analysts (`--analyst llm:PROVIDER/MODEL`):
-  llm check    send one tiny request and say what works
+  llm check    send one tiny request and report what works
   ledger       list | cost | export | import | why-miss: every request and answer, none bought twice
 
 everywhere: --quiet (no progress), --traceback (full errors). Commands that are repeated continue
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command; returns its exit status. Errors of the user are one line."""
+    """Run one command; returns its exit status. User errors are printed on one line."""
     traceback = "--traceback" in arguments
     verb, *rest = [argument for argument in arguments if argument != "--traceback"] or ["help"]
     verbs = _verbs()

@@ -7,7 +7,7 @@ from pathlib import Path
 from ultra.advice.records import CriticalState, load_states
 from ultra.analysts.base import Case
 from ultra.analysts.conversation import Question
-from ultra.analysts.questions import advise_question, identify_question
+from ultra.analysts.questions import advise_question, identify_question, programs_question
 from ultra.analysts.reader import brief_of, by_episode
 from ultra.common.errors import UltraError
 from ultra.pipeline.audit import finished_rounds
@@ -16,8 +16,8 @@ from ultra.pipeline.refinement import Refinement
 from ultra.pipeline.run import Run
 
 
-def questions_of_run(path: Path, number: int = 0) -> dict[int, list[Question]]:
-    """The questions about every episode of a round, by episode.
+def questions_of_run(path: Path, number: int = 0) -> dict[int | None, list[Question]]:
+    """The questions about every episode of a round, by episode; the one for programs, about all of them, under None.
 
     Args:
         path: run directory.
@@ -33,28 +33,32 @@ def questions_of_run(path: Path, number: int = 0) -> dict[int, list[Question]]:
     if number not in collected:
         raise UltraError(f"--round is {number}, but {path} has collected rounds {collected[0]} to {collected[-1]}")
     states_path = run.round(number) / "states.jsonl"
-    states = by_episode(load_states(states_path)) if states_path.is_file() else {}
+    states = load_states(states_path) if states_path.is_file() else []
     with Refinement(run, Reporter(quiet=True)).case(number, "identify") as case:
-        return _questions(case, {index: found for index, found in states.items() if index < len(case.episodes)})
+        return _questions(case, [state for state in states if state.episode < len(case.episodes)])
 
 
-def _questions(case: Case, states: dict[int, list[CriticalState]]) -> dict[int, list[Question]]:
-    brief = brief_of(case)
-    questions = {}
+def _questions(case: Case, states: list[CriticalState]) -> dict[int | None, list[Question]]:
+    brief, by = brief_of(case), by_episode(states)
+    questions: dict[int | None, list[Question]] = {}
     for index, episode in enumerate(case.episodes):
         questions[index] = [identify_question(brief, index, episode)]
-        if index in states:
-            questions[index].append(advise_question(brief, index, episode, states[index]))
+        if index in by:
+            questions[index].append(advise_question(brief, index, episode, by[index]))
+    if case.race_steps:  # programs are asked for in this round
+        questions[None] = [programs_question(brief, case.episodes, states)]
     return questions
 
 
 def prompts_of_run(path: Path, episode: int, number: int = 0) -> list[tuple[str, str]]:
-    """The prompts for one collected episode of a run, with titles.
+    """The prompts for one collected episode of a run, and for programs, with titles.
 
     Raises:
         UltraError: if there is no such episode; the number of episodes is named.
     """
     questions = questions_of_run(path, number)
     if episode not in questions:
-        raise UltraError(f"--episode is {episode}, but {path} holds episodes 0 to {len(questions) - 1}")
-    return [(question.title, question.text) for question in questions[episode]]
+        last = max(index for index in questions if index is not None)
+        raise UltraError(f"--episode is {episode}, but {path} holds episodes 0 to {last}")
+    asked = [*questions[episode], *questions.get(None, [])]
+    return [(question.title, question.text) for question in asked]

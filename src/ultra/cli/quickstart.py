@@ -1,4 +1,4 @@
-"""The main job on a policy that ships with the package: offline, in a few minutes."""
+"""Refine a policy that ships with the package, offline, in a few minutes."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def quickstart(task: str, out: Path, steps: int, seed: int, reporter: Reporter) 
 
     Args:
         task: `hopper` or `pong`.
-        out: where the runs and the picture go.
+        out: directory for the runs and the picture.
         steps: environment steps for each method; 0 takes the task's default.
-        seed: of everything random.
-        reporter: tells a person how far it is.
+        seed: of all randomness.
+        reporter: shows progress.
     """
     console = Console(highlight=False)
     config = replace(DEFAULTS[task], policy=str(SHIPPED / task), seed=seed)

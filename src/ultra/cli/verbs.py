@@ -183,15 +183,15 @@ def _about(task: Task) -> list[str]:
 def _export(options: ExportArguments) -> int:
     import sys
 
+    from ultra.api import export
     from ultra.policies.opening import open_policy
-    from ultra.policies.sb3.exporting import export_policy
     from ultra.tasks import get_task
 
     found = open_policy(options.policy, options.vecnormalize, trust_pickle=options.trust_pickle)
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    task = get_task(options.task, **options.env.options())
-    for path in export_policy(found.policy, task, options.out):
+    task = get_task(options.task, **options.env.options()) if options.task else None
+    for path in export(found.policy, options.out, task):
         print(path)
     return 0
 

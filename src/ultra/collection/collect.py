@@ -1,4 +1,4 @@
-"""Stage 1: collect trajectories of the policy, as it acts in training."""
+"""Stage 1: collect trajectories of the policy, with sampled actions as in training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ultra.tasks.task import Task
 
 
 class _Recorder:
-    """Writes down the steps of every branch."""
+    """Records every step of every branch."""
 
     def __init__(self, policy: Policy, jobs: int, every: int, progress: Callable[[int], None]) -> None:
         self._progress = progress
@@ -74,20 +74,20 @@ def collect_within(
     workers: int = 0,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> list[Trajectory]:
-    """Let the policy play whole episodes, as many as fit into a number of steps.
+    """Play as many whole episodes as fit into an allowance of steps.
 
-    In each wave as many are played as are sure to fit. The last one may be cut off, and it is not begun
-    if less is left than an episode took in the mean.
+    Each wave plays as many as are sure to fit. The last episode may be cut off; none is begun with less than the
+    mean length of an episode left.
 
     Args:
-        task: where.
-        policy: who; actions are sampled.
+        task: environment to play in.
+        policy: acts, with sampled actions.
         rng: draws the episodes' seeds.
         gamma: discount of the value estimates.
         allowance: environment steps.
-        most: episodes to play at most.
+        most: largest number of episodes.
         workers: cores for stepping; 0 uses all.
-        progress: told the number of steps so far.
+        progress: called with the number of steps so far.
     """
     trajectories: list[Trajectory] = []
     spent = 0
@@ -116,20 +116,20 @@ def collect(
     workers: int = 0,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> list[Trajectory]:
-    """Let the policy play episodes and record everything.
+    """Play episodes and record everything.
 
-    Every episode is played to its end, so that short ones are not preferred.
+    Every episode is played to its end, so that short ones are not over-represented.
 
     Args:
-        task: where.
-        policy: who; actions are sampled.
-        seeds: one for each episode, of the environment's reset and of the policy's randomness.
+        task: environment to play in.
+        policy: acts, with sampled actions unless `deterministic`.
+        seeds: one for each episode, for the environment's reset and the policy's noise (independent streams).
         gamma: discount of the value estimates.
-        longest: cut episodes off after so many steps; they count as truncated.
-        controller: followed on top of the policy.
+        longest: largest length of an episode in steps; longer ones are truncated.
+        controller: program to follow on top of the policy.
         deterministic: whether the policy takes its most likely actions.
         workers: cores for stepping; 0 uses all.
-        progress: told the number of steps so far.
+        progress: called with the number of steps so far.
 
     Returns:
         The trajectories, in the order of the seeds.
@@ -166,11 +166,11 @@ def collect(
 
 
 TOGETHER = 512
-"""Observations that are decided on at once; images are large."""
+"""Observations in one forward pass; images are large."""
 
 
 def most_likely_actions(policy: Policy, observations: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """(T,) or (T, dim): what the policy would do without exploring."""
+    """The policy's most likely actions, (T,) or (T, dim)."""
     parts = []
     for start in range(0, len(observations), TOGETHER):
         part = np.stack(observations[start : start + TOGETHER])

@@ -28,7 +28,7 @@ LOOKS = (1, 3, 8)
 """Steps after which the facts are compared."""
 MOST_STATES, FEWEST_STATES = 24, 4
 AFFORDED = 2000
-"""At most about so many environment steps are spent, unless there are many actuators."""
+"""Approximate limit on environment steps, unless there are many actuators."""
 FEWEST_IN_PHASE = 4
 """States of a phase."""
 ALIKE = 0.9
@@ -122,8 +122,8 @@ def measure(task: Task, policy: Policy, episodes: Sequence[Trajectory], allowanc
     """Measure what each action changes.
 
     Args:
-        task: where.
-        policy: whose action is changed where actions are continuous.
+        task: environment to measure in.
+        policy: acts otherwise; continuous actions are changes of its own.
         episodes: the states come from these, evenly.
         allowance: most environment steps.
 

@@ -38,9 +38,9 @@ class Trajectory:
     log_probs: NDArray[np.float32]
     """(T,) of the actions under the policy that took them."""
     terminated: bool
-    """The task itself ended."""
+    """Whether the task itself ended the episode."""
     truncated: bool
-    """Cut off, by the time limit or by the step budget."""
+    """Whether it was cut off by the time limit or the step budget."""
     seed: int
     """Seed of the environment's reset."""
     snapshots: tuple[tuple[int, Snapshot], ...]
@@ -83,8 +83,8 @@ class Trajectory:
 
         Args:
             t: 0 to T.
-            batch: its first environment is used for replay.
-            space: bounds of the actions.
+            batch: environments; the first one replays.
+            space: action space, for its bounds.
 
         Returns:
             The snapshot, and the number of environment steps that replay took.

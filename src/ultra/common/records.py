@@ -21,7 +21,7 @@ def record_from(kind: type[Record], value: Mapping[str, Any], where: str = "", m
     """Build a record from plain values, records within it too.
 
     Args:
-        kind: a dataclass.
+        kind: a dataclass; other names of its fields may stand in its `ALIASES`.
         value: fields by name; what is left out keeps its default.
         where: path of the record, for errors (`tasks.hopper`).
         missing: what fields without a default get when they are left out; by default that is an error.
@@ -32,9 +32,11 @@ def record_from(kind: type[Record], value: Mapping[str, Any], where: str = "", m
     if not isinstance(value, Mapping):
         raise UltraError(f"{where or 'the file'} must hold settings by name, not {value!r}")
     types = _types(kind)  # type: ignore[arg-type]
+    value = canonical(kind, value, where)
     for name in value:
         if name not in types:
-            raise UltraError(f"unknown setting {_join(where, name)!r}: {closest(str(name), types)}")
+            known = [*types, *getattr(kind, "ALIASES", {})]
+            raise UltraError(f"unknown setting {_join(where, name)!r}: {closest(str(name), known)}")
     values = {name: _convert(types[name], item, _join(where, name)) for name, item in value.items()}
     for field in fields(kind):  # type: ignore[arg-type]
         if field.default is field.default_factory is MISSING and field.name not in values:
@@ -42,6 +44,26 @@ def record_from(kind: type[Record], value: Mapping[str, Any], where: str = "", m
                 raise UltraError(f"setting {_join(where, field.name)!r} is missing")
             values[field.name] = missing
     return kind(**values)
+
+
+def canonical(kind: type[Any], value: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Plain values with every alias replaced by its field's name, in records within them too.
+
+    Raises:
+        UltraError: if a field is given under both of its names.
+    """
+    aliases: Mapping[str, str] = getattr(kind, "ALIASES", {})
+    types = _types(kind)  # type: ignore[arg-type]
+    result: dict[str, Any] = {}
+    for name, item in value.items():
+        field = aliases.get(name, name)
+        if field in result:
+            names = " and ".join(repr(_join(where, given)) for given in value if aliases.get(given, given) == field)
+            raise UltraError(f"{names} are the same setting: give it once")
+        inner = types.get(field)
+        nested = is_dataclass(inner) and isinstance(item, Mapping)
+        result[field] = canonical(inner, item, _join(where, name)) if nested else item  # type: ignore[arg-type]
+    return result
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -1,8 +1,8 @@
 """The policies after a training's last updates, and which of them is best in the simulator.
 
 The returns of neighbouring policies, acting by their most likely actions, may differ by a factor of two
-(docs/method-notes.md), so which update comes last is a matter of luck. A contest in whole episodes, charged to the
-budget, replaces it.
+(docs/decisions/0010-best-of-the-late-policies.md), so which update comes last is a matter of luck. A contest in whole
+episodes, charged to the budget, replaces it.
 """
 
 from __future__ import annotations

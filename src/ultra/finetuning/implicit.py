@@ -1,4 +1,4 @@
-"""Implicit rewards of advice: what following it, or doing again what was done, is worth at each step of its plan."""
+"""Implicit rewards of advice, for following it or for repeating the policy's own action, at each step of a plan."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def similarity(space: ActionSpace, actions: Actions, targets: Actions) -> NDArra
 
 
 class ImplicitRewards:
-    """Equation 2's r_LLM of many advices, prepared for looking up.
+    """Equation 2's r_LLM of many pieces of advice, precomputed for lookup.
 
-    The reward of an advice is spread evenly over the steps of its plan. At each of them the executed
+    The reward of a piece of advice is spread evenly over its plan. At each step the executed
     action is compared with the advised one and with the one that the policy took at the critical
     state. A change of the policy's action is added to what the policy took there.
 
@@ -62,11 +62,11 @@ class ImplicitRewards:
         follow = np.array([a.reward_follow for a in advice]) / table.lengths
         repeat = np.array([a.reward_taken for a in advice]) / table.lengths
         self._targets = np.stack([advised, own], axis=2)
-        """(advices, steps, 2) or (advices, steps, 2, dim): the advised action and the one taken."""
+        """(n_advice, steps, 2) or (n_advice, steps, 2, dim): the advised action and the one taken."""
         self._worth = np.stack([follow[:, None] * known, repeat[:, None] * known], axis=2)
-        """(advices, steps, 2): of doing the one and the other."""
+        """(n_advice, steps, 2): rewards of the one and the other."""
         self._executed = follow
-        """(advices,): of every step of an executed plan, whatever the policy's own action was."""
+        """(n_advice,): reward of each step of an executed plan, whatever the policy's own action was."""
 
     def of(
         self,
@@ -78,7 +78,7 @@ class ImplicitRewards:
         """What a step earns (k,).
 
         Args:
-            rows: (k,) advices.
+            rows: (k,) indices of advice.
             positions: (k,) steps into their plans.
             executed: (k,) whether the plan is being executed.
             actions: (k,) or (k, dim), what was done.

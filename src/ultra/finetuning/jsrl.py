@@ -1,7 +1,7 @@
 """Jump-start reinforcement learning (Uchendu et al., arXiv 2204.02372).
 
-The guide is the policy that is being refined, the explorer its copy that trains. In each episode
-the guide acts for the first h steps, then the explorer; h falls as long as the return holds up.
+The guide is the policy to be refined, the explorer the copy that trains. In each episode the guide acts for the
+first h steps, then the explorer; a curriculum lowers h as long as the return holds up.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from ultra.tasks.batch import Facts, Indices, Observations, Snapshot
 from ultra.tasks.spaces import Actions
 
 EPISODES = 10
-"""Finished episodes that the return is judged by at least: of fewer the best so far would be a matter of luck."""
+"""Fewest finished episodes in an evaluation of the return: with fewer, the best so far would be luck."""
 
 
 class JSRLGuidance(NoGuidance):
-    """Lets the guide act first. Its steps are paid for, but do not enter PPO's update.
+    """Lets the guide act first. Its steps count against the budget and are masked out of PPO's update.
 
     Args:
-        guide: acts first, its actions sampled.
+        guide: policy that acts first, with sampled actions.
         config: settings; `guide` 0 gives plain PPO, bit for bit.
-        environments: how many train together.
+        environments: number of parallel environments.
         length: the guide's mean episode length in steps.
-        rng: source of its own randomness, apart from the training's.
+        rng: source of the guide's randomness, apart from training's.
     """
 
     drops_replaced = True
@@ -57,11 +57,11 @@ class JSRLGuidance(NoGuidance):
 
     @property
     def _horizon(self) -> float:
-        """The guide's steps h of an episode that begins now, before rounding."""
+        """The current curriculum's h in steps, before rounding."""
         return self._most * self._parts / self._config.stages
 
     def progress(self, fraction: float, policy: Policy) -> None:
-        """Take away a part of the guide's steps if the last episodes were good enough."""
+        """Go on to the next curriculum stage if the moving average of returns holds up."""
         if len(self._finished) < EPISODES:
             return
         self._window.append(float(np.mean(self._finished)))
@@ -73,7 +73,7 @@ class JSRLGuidance(NoGuidance):
         self._best = max(best, average)
 
     def start(self, indices: Indices) -> list[Snapshot | None]:
-        """Note the returns of the episodes that are over; the new ones begin at the task's own starts."""
+        """Record the returns of finished episodes; new ones begin with the task's own reset."""
         for index in indices:
             if self._ages[index]:
                 self._finished.append(float(self._returns[index]))
@@ -85,7 +85,7 @@ class JSRLGuidance(NoGuidance):
         return [None] * len(indices)
 
     def act(self, observations: Observations, facts: Facts | None, actions: Actions) -> Intervention:
-        """The guide's actions where an episode is younger than its h."""
+        """The guide's actions in the first h steps of each episode."""
         guided = self._ages < self._limits
         self._counts += (len(actions), guided.sum())
         if guided.any():
@@ -95,7 +95,7 @@ class JSRLGuidance(NoGuidance):
         return Intervention(actions, guided, np.zeros(len(actions), np.float32))
 
     def reward(self, facts: Facts | None, actions: Actions, rewards: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The task's own rewards; they are added up to judge the return."""
+        """The task's own rewards, summed up to returns."""
         self._ages += 1
         self._returns += rewards
         return rewards

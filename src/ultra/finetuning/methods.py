@@ -69,9 +69,9 @@ def baseline(config: RefineConfig, case: Case, states: Path, rng: np.random.Gene
 
     Args:
         config: of the refinement.
-        case: the policy that is refined, its episodes and budget.
+        case: analysis context of the round.
         states: file of the critical states, for methods that start from them.
-        rng: source of the guidance's own randomness.
+        rng: source of the guidance's randomness.
     """
     if config.method == "jsrl":
         lengths = [len(episode) for episode in case.episodes]

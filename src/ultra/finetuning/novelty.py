@@ -25,7 +25,7 @@ TARGET = (128, 64)
 PREDICTOR = (128, 128, 64)
 """Widths of the layers after the input (RICE, appendix C)."""
 COARSE = 4
-"""So many times smaller images are for these networks, in both directions."""
+"""Factor by which images are downscaled for these networks, in each direction."""
 MINIBATCH = 256
 """Observations in a gradient step of the predictor."""
 
@@ -45,7 +45,7 @@ class Novelty:
     """The bonus of random network distillation.
 
     Args:
-        normalizer: by which observations are centred and scaled; it stays as it is.
+        normalizer: centres and scales observations; not updated.
         learning_rate: Adam's step size.
         rng: draws both networks, and the order of the observations in training.
         image: of observations that are images; the networks see the last channel, `COARSE` times smaller.

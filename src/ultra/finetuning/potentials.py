@@ -85,7 +85,7 @@ def scaled(
         potentials: checked against the task.
         episodes: facts (T+1, n_facts) and rewards (T,) of each.
         gamma: discount.
-        reject: told the name of a potential that is of no use, and why.
+        reject: called with the name of each unusable potential and the reason.
 
     Returns:
         Their sum; None if none is of use.
@@ -122,12 +122,12 @@ class ShapedGuidance:
     """Adds potential-based shaping to what another guidance does.
 
     Args:
-        inner: the other guidance; everything but the shaping is its own.
-        potentials: what is added; facts are computed for it.
+        inner: guidance to add shaping to.
+        potentials: sum of potentials, in units of the task's rewards.
         gamma: PPO's discount, on which the invariance rests.
-        environments: how many train together.
+        environments: number of parallel environments.
         strength: beta at the start of training.
-        anneal_until: share of training over which beta falls to zero, linearly.
+        anneal_until: training progress at which beta reaches zero, linearly.
     """
 
     def __init__(

@@ -22,11 +22,11 @@ class RiceGuidance(NoGuidance):
     """Lets episodes start from given states and adds an exploration bonus.
 
     Args:
-        starts: one from each episode of the policy that is refined.
+        starts: snapshots to start from.
         probability: that an episode starts from one of them; with 0 and no bonus it is plain PPO.
         bonus: scale of the bonus on the observation after each step.
-        novelty: what gives the bonus; not needed for a scale of 0.
-        rng: source of its own randomness, apart from the training's.
+        novelty: computes the bonus; None is fine for a scale of 0.
+        rng: source of the guidance's randomness, apart from training's.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class RiceGuidance(NoGuidance):
         self._counts = np.zeros(4)
 
     def progress(self, fraction: float, policy: Policy) -> None:
-        """Between rollouts the novelty's network learns what was seen."""
+        """Train the predictor on the observations of the last rollout."""
         if self._novelty is not None:
             self._novelty.learn()
 
@@ -61,7 +61,7 @@ class RiceGuidance(NoGuidance):
         return starts
 
     def observe(self, step: Step, facts: Facts | None) -> None:
-        """How new is what the step led to?"""
+        """Compute the bonus of the observations after the step."""
         if self._novelty is not None:
             self._bonus = self._novelty.bonus(step.observations)
             self._counts[2:] += (len(self._bonus), self._bonus.sum())

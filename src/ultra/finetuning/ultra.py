@@ -38,11 +38,11 @@ class UltraGuidance:
         book: advice with its states; the matching radius is the book's.
         space: actions of the task.
         config: strengths; `strength` 0 gives plain PPO, bit for bit.
-        environments: how many train together.
+        environments: number of parallel environments.
         on_actions: overwrite actions (ULTRA-A, ULTRA-RA).
         on_rewards: change rewards (ULTRA-R, ULTRA-RA).
-        rng: source of its own randomness, apart from the training's.
-        recheck: tries the advice that is used most again; None leaves it.
+        rng: source of the guidance's randomness, apart from training's.
+        recheck: verifies the most used advice again during training; None does not.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class UltraGuidance:
 
     @property
     def needs_facts(self) -> bool:
-        """Whether anything can happen: there is something to look up, and its strength has not fallen to zero."""
+        """Whether there is advice to look up and its strength has not fallen to zero."""
         return self._beta > 0 and len(self._book) > 0
 
     @property
@@ -112,13 +112,13 @@ class UltraGuidance:
         return self._loss
 
     def progress(self, fraction: float, policy: Policy) -> None:
-        """Anneal the strength linearly to zero by `anneal_until`; now and then try again what is used most."""
+        """Anneal the strength linearly to zero by `anneal_until`; recheck the most used advice when it is due."""
         self._beta = self._config.strength * max(0.0, 1.0 - fraction / self._config.anneal_until)
         if self._recheck is not None and self._beta > 0 and self._recheck.due(fraction / self._config.anneal_until):
             self._check_again(policy, self._recheck)
 
     def _check_again(self, policy: Policy, recheck: Recheck) -> None:
-        """Stop executing what is not found to do good any more."""
+        """Stop executing advice that no longer shows an advantage."""
         used = np.flatnonzero(self._executable & (self._uses > 0))
         rows = used[np.argsort(-self._uses[used], kind="stable")]
         for row, found in zip(rows, recheck.run(policy, [self._trusted[row] for row in rows]), strict=True):

@@ -12,6 +12,7 @@ import numpy as np
 
 from ultra.adoption.distil import distil
 from ultra.adoption.graft import GraftError, graft
+from ultra.adoption.reading import with_observed_facts
 from ultra.analysts.base import Case
 from ultra.collection.trajectories import visited
 from ultra.common.errors import UltraError
@@ -20,6 +21,7 @@ from ultra.common.streams import stream
 from ultra.config import RefineConfig
 from ultra.pipeline.program_search import Verified, episode_lengths
 from ultra.pipeline.schedule import Round
+from ultra.policies.acting import missing_facts
 from ultra.policies.policy import Policy
 from ultra.programs.attached import AttachedPrograms
 from ultra.programs.compiled import Controller, compile_programs
@@ -72,11 +74,11 @@ def adopt(
     """Make the best verified programs part of the policy.
 
     Args:
-        case: of the round.
-        plan: its shares of the budget.
+        case: analysis context of the round.
+        plan: the round's shares of the budget.
         config: of the run.
-        verified: what verification found, the best first.
-        say: tells a person.
+        verified: programs with their verification, the best first.
+        say: prints a line.
     """
     best = next((item for item in verified if item.helps), None)
     if best is None:
@@ -109,9 +111,13 @@ def adopt(
         attempts.append(f"distil: {words}")
     attached = case.policy.attached or AttachedPrograms((), task.card.fact_names, actions)
     policy = replace(case.policy, attached=attached.on_top(best.programs))
+    policy = with_observed_facts(policy, task.card, case.episodes)
     say(f"adopt     {names}: kept as part of the policy (program)")
     for reason in attempts:
         say(f"          {reason}")
+    hidden = missing_facts(policy)
+    if hidden:
+        say(f"          it acts where facts are given, not on observations alone, which lack {', '.join(hidden)}")
     return Adopted(policy, "program", best, tuple(attempts))
 
 

@@ -16,7 +16,7 @@ from ultra.ppo.train import Iteration
 
 
 class Reporter:
-    """Tells a person how far a command is; silent with `quiet`, but for warnings."""
+    """Shows the progress of a command; with `quiet` only warnings."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet, highlight=False, stderr=True)
@@ -31,7 +31,7 @@ class Reporter:
 
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Callable[[int, str], None]]:
-        """A progress bar over steps; call what it gives with the steps so far and a remark."""
+        """A progress bar over steps; yields a function of the steps so far and a remark."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),

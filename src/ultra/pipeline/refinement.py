@@ -38,8 +38,9 @@ from ultra.pipeline.audit import audit_of_run, proposals_of_run
 from ultra.pipeline.program_search import POTENTIALS, ProgramSearch, read_verified
 from ultra.pipeline.progress import Reporter, TrainingLog
 from ultra.pipeline.round_advice import RoundAdvice
-from ultra.pipeline.run import Run, versions
+from ultra.pipeline.run import ANALYSIS_STAGES, Run, versions
 from ultra.pipeline.schedule import Round, describe, schedule
+from ultra.pipeline.sharing import share_analysis
 from ultra.pipeline.usage import usage_of
 from ultra.policies.io import load_policy, save_policy
 from ultra.policies.opening import open_policy
@@ -50,27 +51,33 @@ from ultra.tasks import Task, get_task
 from ultra.tasks.batch import Batch
 
 BRANCHES_TOGETHER = 64
-"""Environments for branches, where they step as one array."""
+"""Environments for branches, where they are stepped as one array."""
 SINGLE_BRANCHES = 16
-"""The same where each is an object of its own: more take long to make and step no faster."""
+"""The same where each is an object of its own: more would take long to make and step no faster."""
 EPISODES_TOGETHER = 256
-"""Episodes that are collected before they are written, so that memory does not grow with their number."""
+"""Episodes collected before they are written to disk, which bounds memory."""
 
 
 class Refinement:
-    """One refinement in progress: its run directory, task and budget, and a method for each stage."""
+    """One refinement in progress: its run directory, task and budget, and a method for each stage.
 
-    def __init__(self, run: Run, reporter: Reporter) -> None:
-        self.run, self.reporter = run, reporter
+    Args:
+        run: its directory.
+        reporter: tells a person how far it is.
+        shared: folder of analyses that runs with different seeds share; None if this one does its own.
+    """
+
+    def __init__(self, run: Run, reporter: Reporter, shared: Path | None = None) -> None:
+        self.run, self.reporter, self.shared = run, reporter, shared
         self.config: RefineConfig = run.config
         self.task = task_of(self.config)
         self.budget = run.budget()
 
     @classmethod
-    def start(cls, path: Path, config: RefineConfig, reporter: Reporter) -> Refinement:
+    def start(cls, path: Path, config: RefineConfig, reporter: Reporter, shared: Path | None = None) -> Refinement:
         """Begin a refinement, or continue the one that the same command began.
 
-        Nothing is written before the task and the policy have been found to be good.
+        Nothing is written before the task and the policy have been checked.
 
         Raises:
             UltraError: if the task is unknown, the policy does not fit, or the directory is another's.
@@ -97,9 +104,9 @@ class Refinement:
             known = order.from_settings(config) or order.from_curve(Path(config.policy))
             if known is not None:
                 known.save(path)
-            return cls(run, reporter)
+            return cls(run, reporter, shared)
         begun = Run.open(path).config.ppo.gamma
-        return cls(Run.start(path, "refine", with_discount(config, begun)), reporter)
+        return cls(Run.start(path, "refine", with_discount(config, begun)), reporter, shared)
 
     # -- the whole run -------------------------------------------------------------------------
 
@@ -112,10 +119,17 @@ class Refinement:
         self.reporter.say(f"order     {self.decision.why}")
         for line in describe(self.rounds, self.config):
             self.reporter.say(f"plan      {line}")
+        self._share_analysis()
         for plan in self.rounds:
             for stage in plan.stages:
                 self.run_stage(stage, plan.number)
         return self.evaluate()
+
+    def _share_analysis(self) -> None:
+        """Where other runs differ in the seed alone, one of them analyses the starting policy for all."""
+        if self.shared is None or self.config.analysis_seed is None or self._goes_on_from_probe:
+            return
+        share_analysis(self.shared, self.run, self.rounds[0], self.decision.order, self.run_stage, self.reporter.say)
 
     @cached_property
     def decision(self) -> order.Decision:
@@ -277,7 +291,7 @@ class Refinement:
         before = self.budget.used
         with self.case(plan.number, "verify") as case:
             search = ProgramSearch(
-                case, plan, self.config.programs, self.config.verify, self.config.seed, self.reporter.say
+                case, plan, self.config.programs, self.config.verify, self.config.seed_of_analysis, self.reporter.say
             )
             for turn in range(1, search.turns_of(analyst) + 1):
                 left = min(plan.race - (self.budget.used - before), self.budget.remaining)
@@ -434,7 +448,9 @@ class Refinement:
 
     def _rng(self, number: int, stage: str) -> np.random.Generator:
         """A generator of the stage's own, so that stages can be run alone and repeated."""
-        return stream(self.config.seed, "round", number, stage)
+        config = self.config
+        seed = config.seed_of_analysis if stage in ANALYSIS_STAGES else config.seed
+        return stream(seed, "round", number, stage)
 
     @property
     def _start_policy(self) -> Policy:
@@ -444,12 +460,15 @@ class Refinement:
         """The policy with which a round begins."""
         if number > 1:
             return load_policy(self.run.round(number - 1) / "policy")
-        if self.decision.probe and self.decision.order == "last":
-            return load_policy(self.run.path / "policy" / "probe")
-        return self._start_policy
+        return load_policy(self.run.path / "policy" / "probe") if self._goes_on_from_probe else self._start_policy
+
+    @property
+    def _goes_on_from_probe(self) -> bool:
+        """Whether the first round begins with the policy that was trained to decide the order."""
+        return self.decision.probe and self.decision.order == "last"
 
     def case(self, number: int, stage: str) -> _CaseContext:
-        """What an analyst is given in a stage of a round, as a context."""
+        """The analysis context of a stage of a round, as a context manager."""
         return _CaseContext(self, number, stage)
 
     def _failed(self, number: int) -> list[Advice]:
@@ -468,7 +487,7 @@ class Refinement:
 
 
 class _CaseContext:
-    """Opens what an analyst is given, and frees the environments afterwards."""
+    """Opens the analysis context of a stage, and closes its environments afterwards."""
 
     def __init__(self, refinement: Refinement, number: int, stage: str) -> None:
         self._refinement, self._number, self._stage = refinement, number, stage

@@ -130,7 +130,7 @@ def draw_curves(runs: Sequence[Run], path: Path) -> None:
 
 
 def advice_of(run: Run) -> list[Advice]:
-    """All advice of a run, what helps most first; empty if it used none."""
+    """All advice of a run, the most helpful first; empty if it used none."""
     paths = sorted(run.path.glob("round-*/verified.jsonl"))
     advice = [item for path in paths for item in load_advice(path)]
 
@@ -142,7 +142,7 @@ def advice_of(run: Run) -> list[Advice]:
 
 
 def explain(item: Advice) -> str:
-    """An advice with its state and what verification found, as a few lines of text."""
+    """A piece of advice with its state and verdict, as a few lines of text."""
     state = item.state
     lines = [
         f"Episode {state.episode}, step {state.t} (importance {state.importance:.2f}): {state.explanation}",
@@ -201,7 +201,7 @@ def _score(value: float | None) -> str:
 
 
 def audit_table(audit: dict[str, Any], analyst: str) -> str:
-    """How good an adviser was, as a table in Markdown: its advice, and random plans at the same states."""
+    """The audit of an analyst as a Markdown table: its advice, and random plans at the same states."""
     header = ["", "helps", "harms", "unclear", "not tried", "mean advantage [95%]", "steps", "steps per helpful one"]
     parts = {analyst: audit, "random plans there": audit["random_control"]}
     rows = []

@@ -46,8 +46,8 @@ class RoundAdvice:
 
     Args:
         run: whose files are read and written.
-        case: what the round's analyst was given.
-        plan: what the round does, and may spend.
+        case: analysis context of the round.
+        plan: schedule of the round.
     """
 
     def __init__(self, run: Run, case: Case, plan: Round) -> None:
@@ -77,7 +77,7 @@ class RoundAdvice:
         """For the audit: how well the critical states explain the round's episodes; returns the steps that it took."""
         if not self.config.audit.replays:
             return 0
-        rng = fidelity_rng(self.config.seed, self.plan.number)
+        rng = fidelity_rng(self.config.seed_of_analysis, self.plan.number)
         replays = self.config.audit.replays
         found = fidelity_of_case(self.case, rng, shares=[AUDIT_SHARE], replays=replays, longest=AUDIT_STEPS)
         write_json(self.folder / FIDELITY, found)
@@ -129,11 +129,11 @@ class RoundAdvice:
         return Episodes(self.run.round(number) / "trajectories")
 
     def guidance(self, stack: ExitStack, say: Callable[[str], None]) -> tuple[Guidance, int]:
-        """What modulates training, and the steps that it may take for trying advice again.
+        """The guidance of training, and the steps reserved for rechecking advice.
 
         Args:
             stack: closes the environments for that when training ends.
-            say: tells a person.
+            say: prints a line.
         """
         config, folder, number = self.config, self.folder, self.plan.number
         advice = load_advice(folder / "verified.jsonl")

@@ -25,6 +25,8 @@ FORMAT = 2
 """Of run directories. Format 1 is that of runs which do not name theirs."""
 STAGES = ("collect", "identify", "advise", "verify", "finetune")
 """Stages of one round, in order."""
+ANALYSIS_STAGES = STAGES[:-1]
+"""Those that depend on the policy and the analysis's seed alone."""
 
 _IRRELEVANT = (
     "workers", "llm.budget", "llm.tokens", "llm.price_input", "llm.price_output", "llm.concurrency",
@@ -49,6 +51,11 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
         else:
             result[f"{prefix}{name}"] = list(item) if isinstance(item, tuple) else item
     return result
+
+
+def relevant_settings(config: RefineConfig | TrainConfig) -> dict[str, Any]:
+    """The settings that decide the result, as one level: `ppo.gamma`, ..."""
+    return {name: value for name, value in _flat(config).items() if name not in _IRRELEVANT}
 
 
 def seen_from(run: Path, config: RefineConfig | TrainConfig) -> str:
@@ -133,11 +140,11 @@ class Run:
         Raises:
             RunDirectoryError: naming the first difference.
         """
-        old, new = _flat(self.config), _flat(config)
+        old, new = relevant_settings(self.config), relevant_settings(config)
         if self.policy and self.policy == seen_from(self.path, config):
             old["policy"] = new["policy"]
         for name in new:
-            if name not in _IRRELEVANT and old.get(name) != new[name]:
+            if old.get(name) != new[name]:
                 raise RunDirectoryError(
                     f"{self.path} belongs to another command: there {name} is {old.get(name)}, here {new[name]}; "
                     "choose another --out, or repeat that command to continue it"

@@ -29,7 +29,7 @@ EXTENDED_FORMAT = 2
 """Of policies with what format 1 does not know: activations other than tanh, unlike or shared layers, entries of the
 observation that their statistics leave alone."""
 PROGRAM_FORMAT = 3
-"""Of policies with programs, which earlier versions would leave out without a word."""
+"""Of policies with programs, which earlier versions would silently ignore."""
 _STATISTICS = ("count", "reward_variance", "reward_count", "clip")
 """Numbers of a `Normalizer` that `policy.json` holds."""
 
@@ -163,6 +163,8 @@ def _read_policy(path: Path) -> Policy:
     _check_statistics(normalizer)
     weights = {k: v.astype(np.float32) for k, v in arrays.items()}
     attached = AttachedPrograms.from_json(header["attached"]) if "attached" in header else None
+    if attached is not None and attached.observed is not None and attached.observed.size != size:
+        raise UltraError(f"its programs read observations of {attached.observed.size} entries, but it takes {size}")
     policy = Policy(architecture, unflatten(weights, architecture.form), normalizer, attached)
     policy.controllers  # noqa: B018 - compiled here, so that damage shows now
     return policy

@@ -54,13 +54,13 @@ class Normalizer:
         return shift.astype(np.float32), factor.astype(np.float32), clip  # type: ignore[return-value]
 
     def with_observations(self, observations: NDArray[Any]) -> Normalizer:
-        """Take in observations (k, observation_size)."""
+        """Update with observations (k, observation_size)."""
         sample = observations.mean(axis=0, dtype=np.float64), observations.var(axis=0, dtype=np.float64)
         mean, variance, count = _merge((self.mean, self.variance, self.count), (*sample, len(observations)))
         return replace(self, mean=mean, variance=variance, count=count)
 
     def with_returns(self, returns: NDArray[Any]) -> Normalizer:
-        """Take in discounted returns since the beginning of episodes, of any shape."""
+        """Update with discounted returns since the start of episodes, of any shape."""
         old = (0.0, self.reward_variance, self.reward_count)
         _, variance, count = _merge(old, (0.0, float(np.square(returns).mean()), returns.size))
         return replace(self, reward_variance=float(variance), reward_count=float(count))

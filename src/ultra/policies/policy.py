@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ultra.common.errors import PolicyError, UltraError
 from ultra.common.xla import configure
-from ultra.policies import networks
+from ultra.policies import acting, networks
 from ultra.policies.mismatch import likely_cause
 from ultra.policies.networks import Image
 from ultra.policies.normalizer import Normalizer
@@ -38,7 +38,7 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "silu": jax.nn.silu,
     "leaky_relu": jax.nn.leaky_relu,
 }
-"""What may stand between the layers."""
+"""Activations by name."""
 _LOG_2PI = float(np.log(2 * np.pi))
 
 
@@ -124,7 +124,7 @@ class Form:
 
 
 class Decision(NamedTuple):
-    """What a policy does with observations (n, observation_size)."""
+    """A policy's output for observations (n, observation_size)."""
 
     actions: Actions
     """(n,) int64, or (n, dim) float32 not yet clipped to the bounds."""
@@ -138,20 +138,42 @@ class Decision(NamedTuple):
 class Policy:
     """An actor-critic with its normalisation, and perhaps programs on top. Immutable: training returns new ones.
 
-    `decide` is the network alone. Whoever lets a policy act in an environment lets its `controllers` act too
-    (`ultra.simulation`, `ultra.ppo.rollout`).
+    `act` and `actor` are for whoever has observations: an environment of one's own, a robot. `decide` is the network
+    alone; within ULTRA, where facts come from the task, the `controllers` act on top of it (`ultra.simulation`,
+    `ultra.ppo.rollout`).
     """
 
     architecture: Architecture
     params: Params
     normalizer: Normalizer
     attached: AttachedPrograms | None = None
-    """Programs that change what the network does."""
+    """Programs that act on top of the network."""
 
     @cached_property
     def controllers(self) -> tuple[Controller, ...]:
         """The attached programs as instructions, layer by layer."""
         return () if self.attached is None else self.attached.controllers(self.architecture.action_space)
+
+    def act(self, observations: ArrayLike, *, sampled: bool = False, rng: np.random.Generator | None = None) -> Actions:
+        """What to do in one state or in several, by their observations alone.
+
+        Args:
+            observations: (observation_size,) or (n, observation_size); see `Actor.act`.
+            sampled: draw actions instead of taking the most likely ones.
+            rng: source of sampled actions.
+
+        Returns:
+            The action as the environment takes it, or n of them; continuous ones are inside their bounds.
+
+        Raises:
+            PolicyError: if observations do not fit; if programs have clocks or memory (use `actor`), or read facts that
+                are not in the observation.
+        """
+        return acting.act(self, observations, sampled=sampled, rng=rng)
+
+    def actor(self, size: int = 1) -> acting.Actor:
+        """The policy in `size` environments: it keeps the clocks and the memory of its programs, episode by episode."""
+        return acting.Actor(self, size)
 
     def decide(self, observations: Observations, noise: NDArray[np.float32]) -> Decision:
         """Choose actions.
@@ -227,7 +249,7 @@ def _mlp(layers: list[Params], x: jax.Array, activation: Callable[[Any], Any]) -
 
 
 def normalize(arrays: tuple[Any, Any, Any], observations: jax.Array) -> jax.Array:
-    """Centre, scale and cut observations (inside compiled functions)."""
+    """Centre, scale and clip observations (inside compiled functions)."""
     shift, factor, clip = arrays
     return jnp.clip((observations - shift) * factor, -clip, clip)
 

@@ -1,9 +1,9 @@
 """Training on from a good policy without forgetting it.
 
 Plain PPO loses a policy that was tuned rather than trained: its critic still values the policy from before, its
-exploration noise is too large for what was tuned, and nothing holds it back (docs/results/training-on.md). So the
-critic is fitted before the actor moves, the noise starts low, and a penalty on the divergence from the policy with
-which training begins, the reference, is annealed to a floor.
+exploration noise is too large for what was tuned, and nothing holds it back. So the critic is fitted before the actor
+moves, the noise starts low, and a penalty on the divergence from the policy with which training begins, the
+reference, is annealed to a floor (docs/decisions/0015-training-on-without-forgetting.md).
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from ultra.tasks.spaces import Continuous
 
 @dataclass(frozen=True)
 class Hold:
-    """What one update is held to. Without anything it is plain PPO's."""
+    """Constraints on one update; the default is plain PPO's."""
 
     critic_only: bool = False
-    """Only the critic is fitted, with an optimiser of its own."""
+    """Whether only the critic is fitted, with its own optimiser state."""
     loss: LossTerm | None = None
-    """A further term of the loss."""
+    """An additional term of the loss."""
     columns: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    """(T, n, ...): what the term reads of each sample, beside the usual."""
+    """(T, n, ...) by name: additional arrays that the term reads."""
     figures: dict[str, float] = field(default_factory=dict)
-    """For the logs; names start with `keep/`."""
+    """Metrics for the logs; names start with `keep/`."""
 
 
 FREE = Hold()
 
 
 class Anchor:
-    """Holds a training to the policy with which it begins.
+    """Anchors training to its initial policy.
 
     Args:
-        policy: where training begins, and the reference of the penalty once its noise is lowered.
-        config: how strongly it is held.
+        policy: the initial policy; with its noise lowered, the reference of the penalty.
+        config: strength of the anchor.
     """
 
     def __init__(self, policy: Policy, config: AnchorConfig) -> None:
@@ -56,18 +56,18 @@ class Anchor:
         self._reference = self.policy
 
     def weight(self, fraction: float) -> float:
-        """Weight of the penalty once the share `fraction` of training is over."""
+        """Weight of the penalty at training progress `fraction` in [0, 1]."""
         config = self._config
         return config.weight * (config.floor + (1 - config.floor) * max(0.0, 1 - fraction / config.anneal_until))
 
     def hold(self, policy: Policy, rollout: Rollout, iteration: int, iterations: int) -> Hold:
-        """What an update is held to.
+        """The constraints on an update.
 
         Args:
-            policy: as it is before the update.
-            rollout: what the update learns from.
+            policy: before the update.
+            rollout: samples of the update.
             iteration: number of the update, from 0.
-            iterations: updates of the whole training.
+            iterations: number of updates in all.
         """
         if iteration < self._config.critic_rollouts:
             return Hold(critic_only=True)

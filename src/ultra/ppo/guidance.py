@@ -25,11 +25,11 @@ class Intervention:
     """What guidance did to the actions of one step."""
 
     actions: Actions
-    """(n,) or (n, dim): what is executed."""
+    """(n,) or (n, dim): the executed actions."""
     replaced: NDArray[np.bool_]
-    """(n,): where that is not the policy's own choice."""
+    """(n,): where the policy's own action was overridden."""
     weights: NDArray[np.float32]
-    """(n,): how much the executed action is worth imitating, 0 to 1; for the loss term."""
+    """(n,): imitation weight of the executed action in [0, 1], for the loss term."""
 
     @classmethod
     def none(cls, actions: Actions) -> Intervention:
@@ -42,50 +42,50 @@ class Guidance(Protocol):
 
     @property
     def needs_facts(self) -> bool:
-        """Whether `act`, `observe` and `reward` look at facts; they are not computed otherwise."""
+        """Whether `act`, `observe` and `reward` read facts; otherwise they are not computed."""
         ...
 
     @property
     def drops_replaced(self) -> bool:
-        """Whether replaced steps are left out of the surrogate and cut the lambda-return."""
+        """Whether overridden steps are masked out of the surrogate and cut the lambda-return."""
         ...
 
     @property
     def loss(self) -> LossTerm | None:
-        """A further term of the loss, or None. The same object throughout a training."""
+        """An additional term of the loss, or None; the same object throughout training."""
         ...
 
     def progress(self, fraction: float, policy: Policy) -> None:
-        """Told before each rollout which share of training is over, and the policy as it is."""
+        """Called before each rollout with training progress in [0, 1] and the current policy."""
         ...
 
     def start(self, indices: Indices) -> list[Snapshot | None]:
-        """Episodes are starting: for each, a snapshot to start from, or None for the task's own start."""
+        """Called when episodes start: for each, a snapshot to start from, or None for the task's own reset."""
         ...
 
     def act(self, observations: Observations, facts: Facts | None, actions: Actions) -> Intervention:
-        """May replace the policy's actions for these states; they are moved inside their bounds afterwards."""
+        """May override the policy's actions in these states; the result is clipped to the bounds afterwards."""
         ...
 
     def observe(self, step: Step, facts: Facts | None) -> None:
-        """Told what the step led to, before `reward`; where an episode ended, its last state.
+        """Called with the result of each step, before `reward`; where an episode ended, with its last state.
 
         Args:
-            step: of all environments, nothing reset yet.
-            facts: of the states after the step.
+            step: result for all environments, before any reset.
+            facts: (n, n_facts) of the states after the step, or None.
         """
         ...
 
     def reward(self, facts: Facts | None, actions: Actions, rewards: NDArray[np.float64]) -> NDArray[np.float64]:
-        """May change the rewards of the step; `facts` are those of the states before it."""
+        """May change the step's rewards; `facts` are of the states before it."""
         ...
 
     def metrics(self) -> dict[str, float]:
-        """Figures since the last call, for the logs; names start with `guidance/`."""
+        """Metrics since the last call, for the logs; names start with `guidance/`."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold to resume: plain JSON values."""
+        """State for a checkpoint, as plain JSON values."""
         ...
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -112,18 +112,18 @@ class NoGuidance:
         return Intervention.none(actions)
 
     def observe(self, step: Step, facts: Facts | None) -> None:
-        """Nothing to learn from it."""
+        """Ignored."""
 
     def reward(self, facts: Facts | None, actions: Actions, rewards: NDArray[np.float64]) -> NDArray[np.float64]:
         """The task's own rewards."""
         return rewards
 
     def metrics(self) -> dict[str, float]:
-        """Nothing to tell."""
+        """No metrics."""
         return {}
 
     def state(self) -> dict[str, Any]:
-        """Nothing to remember."""
+        """No state."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:

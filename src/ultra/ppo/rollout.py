@@ -19,12 +19,12 @@ from ultra.tasks.batch import Batch, Facts, Observations, Snapshot
 from ultra.tasks.spaces import Actions
 
 RECENT_EPISODES = 30
-"""Training returns are averaged over so many finished episodes."""
+"""Finished episodes in the moving average of training returns."""
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """What T steps of n environments gave. Arrays are (T, n) but where noted."""
+    """T steps of n environments. Arrays are (T, n) unless noted."""
 
     observations: NDArray[np.float32]
     """(T, n, observation_size), not normalised."""
@@ -50,20 +50,20 @@ class Rollout:
 
 @dataclass
 class Episodes:
-    """Running episodes of n environments, and the returns of those that finished lately."""
+    """Running episodes of n environments, and the returns of recently finished ones."""
 
     returns: NDArray[np.float64]
     lengths: NDArray[np.int64]
     discounted: NDArray[np.float64]
     ordinary: NDArray[np.bool_]
-    """Whether an episode began at the task's own start; only those are counted."""
+    """(n,): whether the episode began with the task's own reset; only those are counted."""
     recent_returns: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_EPISODES))
     recent_lengths: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT_EPISODES))
     finished: int = 0
 
     @classmethod
     def none(cls, size: int) -> Episodes:
-        """No steps taken yet."""
+        """Before the first step."""
         return cls(np.zeros(size), np.zeros(size, np.int64), np.zeros(size), np.ones(size, np.bool_))
 
     def add(self, rewards: NDArray[np.float64], gamma: float) -> None:
@@ -73,7 +73,7 @@ class Episodes:
         self.discounted = self.discounted * gamma + rewards
 
     def finish(self, indices: NDArray[np.intp]) -> None:
-        """Episodes that are over give their returns."""
+        """Record the returns of episodes that ended."""
         for index in indices:
             if self.ordinary[index]:
                 self.recent_returns.append(float(self.returns[index]))
@@ -88,9 +88,9 @@ class Environments:
     """A batch that keeps running between rollouts: current observations, facts and episodes.
 
     Args:
-        batch: what steps.
+        batch: the environments.
         guidance: modulates training.
-        rng: source of seeds and of the policy's noise.
+        rng: draws reset seeds and the policy's noise.
         underneath: programs that are part of the environment to the network (residual policy learning, Silver et
             al., arXiv 1812.06298): PPO learns on the network's own actions, and what the programs make of them is
             executed. Guidance acts after them. Where guidance replaces an action, the network's own is kept in the
@@ -111,7 +111,7 @@ class Environments:
             executor.assign(slice(None), 0, controller.settings)
 
     def _look(self) -> None:
-        """Compute facts, but only where something looks at them."""
+        """Compute facts, if anything reads them."""
         if self.guidance.needs_facts or self.underneath:
             self.facts = self.batch.facts()
 
@@ -124,7 +124,7 @@ class Environments:
         self._look()
 
     def resume(self, snapshots: list[Snapshot]) -> None:
-        """Put back the states that a checkpoint holds."""
+        """Restore the states of a checkpoint."""
         self.observations = self.batch.restore(range(self.batch.size), snapshots)
         self._look()
 
@@ -147,7 +147,7 @@ class Environments:
             self.episodes.ordinary[where] = False
 
     def rollout(self, policy: Policy, steps: int, gamma: float) -> Rollout:
-        """Let the policy, under guidance, act for `steps` steps of every environment.
+        """Step every environment `steps` times with the policy under guidance.
 
         Raises:
             DivergedError: if the environment returns a reward or an observation that is not finite.

@@ -35,19 +35,19 @@ from ultra.tasks.task import Task
 NO_GUIDANCE = NoGuidance()
 
 _Moving = tuple[Params, Any]
-"""Parameters and state of the optimiser."""
+"""Parameters and optimiser state."""
 _Moved = tuple[_Moving, dict[str, jax.Array]]
-"""The same after a minibatch, and its figures."""
+"""The same after a minibatch, and its metrics."""
 
 FIGURES = ("loss", "policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction")
-"""What a minibatch gives for the logs, under `train/`."""
+"""Metrics of a minibatch, logged under `train/`."""
 ESTIMATED = ("rewards", "values", "next_values", "cut")
 """Arrays of a rollout that the update turns into advantages and returns."""
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """What one rollout and its update gave, for logs, curves and progress bars."""
+    """One rollout and its update, for logs, curves and progress bars."""
 
     steps: int
     """Training steps so far."""
@@ -56,13 +56,13 @@ class Iteration:
     seconds: float
     """Duration of the iteration."""
     returns: tuple[float, ...]
-    """Returns of the episodes that finished lately, without guidance's rewards."""
+    """Returns of recently finished episodes, in the task's own rewards."""
     metrics: dict[str, float]
     """TensorBoard names and values."""
 
 
 def optimizer(config: PPOConfig) -> optax.GradientTransformation:
-    """Adam behind a cap on the gradient's norm; the learning rate is applied in the update.
+    """Adam with gradients clipped by their global norm; the learning rate is applied in the update.
 
     All weights are one vector to it: a tenth faster than a dozen small arrays.
     """
@@ -94,7 +94,7 @@ def advantages(rollout: Mapping[str, jax.Array], gamma: float, lam: float) -> ja
 def surrogate(
     params: Params, batch: Mapping[str, jax.Array], config: PPOConfig, extra: LossTerm | None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """PPO's loss on a minibatch, with figures for the logs. Samples with `kept` 0 take no part."""
+    """PPO's loss on a minibatch, with metrics for the logs. `kept` masks samples (0: left out)."""
     outputs, values = actor_critic(params, batch["observations"])
     kept = batch["kept"]
     count = jnp.maximum(kept.sum(), 1.0)
@@ -135,7 +135,7 @@ def make_update(
     Args:
         architecture: of the policy.
         config: hyper-parameters.
-        extra: a further term of the loss.
+        extra: an additional term of the loss.
         critic_only: whether everything but the critic's own layers stays as it is.
 
     Returns:
@@ -237,7 +237,7 @@ def improve(
     learning_rate: float,
     hold: Hold = FREE,
 ) -> dict[str, float]:
-    """One update of the learner from one rollout, perhaps held to a reference; returns figures for the logs.
+    """One update from one rollout, perhaps anchored to a reference policy; returns metrics for the logs.
 
     Raises:
         DivergedError: if the update produces numbers that are not finite; the learner is unchanged.
@@ -294,20 +294,20 @@ def train(
     """Train a policy with PPO.
 
     Args:
-        task: where.
-        policy: where to start.
+        task: environment to train in.
+        policy: initial policy.
         config: hyper-parameters.
-        steps: environment steps; whole rollouts that fit in are taken.
-        rng: source of everything random.
-        guidance: modulates training; plain PPO if left out.
-        learn_statistics: whether the normalisation of observations and rewards keeps learning.
-        standardized: whether a policy without statistics is given some while it is trained
+        steps: environment steps, rounded down to whole rollouts.
+        rng: source of all randomness.
+        guidance: modulates training; plain PPO by default.
+        learn_statistics: whether to keep updating the normalisation of observations and rewards.
+        standardized: whether to standardise a policy without statistics while it is trained
             (`ultra.ppo.standardize`); one that has them is trained as it is.
         budget: charged `train` steps.
         observer: called after every iteration.
-        checkpoint: file from which to resume if it exists, and to write.
+        checkpoint: file to resume from if it exists, and to write.
         late: keeps some of the last policies.
-        keep: holds training to the policy where it starts; None lets it go where it will.
+        keep: anchors training to the initial policy; None trains freely.
         underneath: programs that turn the network's actions into what is executed; by default the policy's own.
         workers: cores for stepping; 0 uses all.
 
@@ -316,7 +316,7 @@ def train(
 
     Raises:
         UltraError: if not even one rollout fits into `steps`.
-        DivergedError: if numbers stop being finite.
+        DivergedError: if losses or weights are not finite.
     """
     iterations = steps // config.samples
     if iterations < 1:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ultra.programs.compiled import Controller, compile_programs
+from ultra.programs.observed import ObservedFacts
 from ultra.programs.records import Program
 from ultra.tasks.spaces import ActionSpace
 
@@ -20,11 +21,13 @@ class AttachedPrograms:
             of the action is the agent's own action to the next.
         facts: names of the task's facts, in the order of a batch's columns.
         actions: names of the task's actions.
+        observed: how the facts that the programs read are read off observations; None if that is not known.
     """
 
     layers: tuple[tuple[Program, ...], ...]
     facts: tuple[str, ...]
     actions: tuple[str, ...]
+    observed: ObservedFacts | None = None
 
     @property
     def programs(self) -> tuple[Program, ...]:
@@ -41,7 +44,7 @@ class AttachedPrograms:
 
     def on_top(self, programs: tuple[Program, ...]) -> AttachedPrograms:
         """A further layer after these."""
-        return AttachedPrograms((*self.layers, programs), self.facts, self.actions)
+        return replace(self, layers=(*self.layers, programs))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -49,6 +52,7 @@ class AttachedPrograms:
             "layers": [[program.to_json() for program in layer] for layer in self.layers],
             "facts": list(self.facts),
             "actions": list(self.actions),
+            **({} if self.observed is None else {"observed": self.observed.to_json()}),
         }
 
     @classmethod
@@ -59,4 +63,5 @@ class AttachedPrograms:
             ProgramError, KeyError, TypeError: if it is damaged.
         """
         layers = tuple(tuple(Program.from_json(item) for item in layer) for layer in value["layers"])
-        return cls(layers, tuple(map(str, value["facts"])), tuple(map(str, value["actions"])))
+        observed = ObservedFacts.from_json(value["observed"]) if "observed" in value else None
+        return cls(layers, tuple(map(str, value["facts"])), tuple(map(str, value["actions"])), observed)

@@ -2,7 +2,7 @@
 
 Each run is one task. When the machine or process that does it dies, Ray does the task again
 elsewhere, where it goes on from its run directory; that therefore lies on a file system that all
-machines share. Whoever does a run holds its lock, so that a machine that was given up too early and
+machines share. The worker of a run holds its lock, so that a machine that was given up too early and
 its successor never write at the same time, and a result that is there is never made again.
 """
 

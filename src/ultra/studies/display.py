@@ -19,13 +19,13 @@ from ultra.studies.plan import Job
 from ultra.studies.work import Progress
 
 LOOKS = 200
-"""Runs whose progress is looked up in a second, at most."""
+"""Most progress files read in a second."""
 MOST_SHOWN = 20
 """Rows of the live table, for runs under way and for the last ones that ended each."""
 
 
 class Display:
-    """Tells a person how far a study is; a context.
+    """Shows the progress of a study; a context manager.
 
     Args:
         reporter: on a terminal, and not quiet: a live table; quiet or elsewhere: lines; None: nothing.

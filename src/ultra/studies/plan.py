@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ultra.common.errors import PolicyError, UltraError
-from ultra.common.records import closest, record_from
+from ultra.common.records import canonical, closest, record_from
 from ultra.config import RefineConfig, TrainConfig, takes_advice
 from ultra.policies.opening import SHIPPED_PREFIX, shipped
 
@@ -113,12 +113,14 @@ class Job:
         path: the run directory.
         log: what the run prints; whoever holds this file's lock holds the run.
         config: settings of training a starting policy, or of refining one.
+        shared: folder of the analyses that runs share; None for runs that do their own.
     """
 
     name: str
     path: Path
     log: Path
     config: RefineConfig | TrainConfig
+    shared: Path | None = None
 
     @property
     def finished(self) -> bool:
@@ -214,7 +216,7 @@ class Study:
         for layer, where in layers:
             _refuse_decided(layer, where)
             record_from(RefineConfig, {"task": task.environment, **layer}, where)  # an error names its own layer
-            merged = _merge(merged, layer)
+            merged = _merge(merged, canonical(RefineConfig, layer, where))
         decided = {
             "task": task.environment, "policy": str(policies / slug(task.name)), "method": method.method or method.name,
             "seed": seed, "workers": self.cores,
@@ -264,7 +266,8 @@ class Study:
         name = "-".join(slug(part) for part in parts)
         config = self.config(task, contender, seed, out / "policies")
         config = replace(config, llm=replace(config.llm, permits=str(out / "permits")))
-        return Job(name, out / "runs" / name, out / "logs" / f"{name}.txt", config)
+        shared = None if config.analysis_seed is None else out / "analyses"
+        return Job(name, out / "runs" / name, out / "logs" / f"{name}.txt", config, shared)
 
 
 def read_study(value: Any, source: str) -> Study:

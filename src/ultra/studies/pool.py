@@ -60,7 +60,7 @@ def make_pool(on: Literal["local", "ray"], address: str, jobs: int, cores: int) 
 
 
 class LocalPool:
-    """One process for each run on this machine, so many at once.
+    """One process for each run on this machine, several at once.
 
     Args:
         slots: runs at once.

@@ -33,7 +33,7 @@ BETWEEN = 2.0
 
 
 def thread_limits(cores: int) -> dict[str, str]:
-    """Environment variables that keep a process, and what it starts, to so many cores."""
+    """Environment variables that limit a process and its children to a number of cores."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NPROC")
     eigen = f"--xla_cpu_multi_thread_eigen={'true' if cores > 1 else 'false'}"
     return {**dict.fromkeys(names, str(cores)), "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {eigen}".strip()}
@@ -105,7 +105,7 @@ class NotedProgress(Reporter):
 def work(job: Job) -> str:
     """Do one run, or go on with it; returns its error in one line, or nothing.
 
-    Whoever else has begun the same run and still lives is waited for, so that a run that was given
+    Another process that has begun the same run and is still alive is waited for, so that a run that was given
     up too early is never done twice.
     """
     if not job.log.parent.is_dir():
@@ -143,7 +143,7 @@ def record_error(job: Job, error: str) -> str:
 
 def _run(job: Job, reporter: NotedProgress) -> None:
     if isinstance(job.config, RefineConfig):
-        Refinement.start(job.path, job.config, reporter).run_all()
+        Refinement.start(job.path, job.config, reporter, job.shared).run_all()
     else:
         train_policy(job.path, job.config, reporter)
 

@@ -19,21 +19,21 @@ Observations = NDArray[np.float32]
 Facts = NDArray[np.float64]
 """(n, n_facts), columns in the order of the task's card."""
 Indices = Sequence[int] | NDArray[np.intp]
-"""Which environments of a batch are meant."""
+"""Indices of environments in a batch."""
 Live = NDArray[np.bool_] | None
-"""(n,) which environments are to be stepped; None: all. What the others return means nothing."""
+"""(n,) environments to step; None: all. Results of the others are undefined."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of all environments returned; nothing has been reset yet."""
+    """The result of one step of all environments, before any reset."""
 
     observations: Observations
     """(n, observation_size), after the step."""
     rewards: NDArray[np.float64]
     """(n,)"""
     terminated: NDArray[np.bool_]
-    """(n,): the task itself ended; there is no value beyond."""
+    """(n,): the task itself ended the episode; the value beyond is 0."""
     truncated: NDArray[np.bool_]
     """(n,): the time limit was reached; the state would have had a value."""
 
@@ -73,11 +73,11 @@ class Batch(Protocol):
         ...
 
     def restore(self, indices: Indices, snapshots: Sequence[Snapshot]) -> Observations:
-        """Put saved states back, time-limit counter included; returns their observations."""
+        """Restore saved states, time-limit counters included; returns their observations."""
         ...
 
     def restart_clock(self, indices: Indices) -> None:
-        """Give some environments a full time limit again (episodes that start from a snapshot)."""
+        """Reset the time-limit counters of some environments (for episodes that start from a snapshot)."""
         ...
 
     def close(self) -> None:

@@ -221,7 +221,7 @@ class GymnasiumBatch:
         """What the readers find, or the entries of the observations."""
         if not self._readers:
             return self._observations.astype(np.float64)
-        return np.stack([reader(self._envs, self._observations) for reader in self._readers], axis=1)
+        return np.column_stack([reader(self._envs, self._observations) for reader in self._readers])
 
     def snapshots(self, indices: Indices) -> list[Snapshot]:
         """Observation and state; or seed, actions since the reset, and when the clock restarted."""

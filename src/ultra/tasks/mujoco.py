@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import gymnasium
 import mujoco
@@ -47,6 +48,11 @@ class Physics:
     """(rng, initial qpos, initial qvel) -> the state that Gymnasium's reset draws from this generator."""
     facts: Callable[[Array, Array], Array]
     """(qpos, qvel) -> (n, n_facts)."""
+
+    def environment_facts(self, environments: Sequence[gymnasium.Env[Any, Any]], observations: Observations) -> Facts:
+        """Facts (n, n_facts) of Gymnasium's own environments."""
+        data: list[Any] = [env.unwrapped.data for env in environments]  # type: ignore[attr-defined]
+        return self.facts(np.stack([item.qpos for item in data]), np.stack([item.qvel for item in data]))
 
 
 class MujocoBatch:

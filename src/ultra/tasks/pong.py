@@ -24,7 +24,7 @@ FRAME_SKIP = 4
 TIME_LIMIT = 27_000
 """Agent steps in an episode: ALE's limit of 108,000 frames, counted after the frames of doing nothing."""
 MOST_NOOPS = 120
-"""Each episode begins with up to so many frames of doing nothing, drawn from its seed."""
+"""Most no-op frames at the start of an episode; their number is drawn from its seed."""
 
 # Indices into ALE's minimal action set of Pong: NOOP, RIGHT (paddle up), LEFT (paddle down).
 GYMNASIUM_ACTIONS = (0, 2, 3)
@@ -278,3 +278,8 @@ class ObjectPong(gymnasium.Wrapper[NDArray[np.float32], int, NDArray[np.uint8], 
                 break
         self.facts = read_facts(self.unwrapped.ale.getRAM(), self.facts)  # type: ignore[attr-defined]
         return observe(self.facts), total, terminated, truncated, info
+
+
+def environment_facts(environments: Sequence[Any], observations: Observations) -> Facts:
+    """Facts (n, 10) of games that are `ObjectPong`."""
+    return np.stack([game.facts for game in environments])

@@ -41,6 +41,7 @@ def pong(sticky: float = 0.0) -> Task:
         time_limit=module.TIME_LIMIT,
         make_local_batch=partial(module.PongBatch, sticky=sticky),
         make_environment=partial(module.ObjectPong, sticky=sticky),
+        readers=(module.environment_facts,),
         in_workers=True,
         snapshot_every=16,
         sampled_evaluation=True,
@@ -79,6 +80,7 @@ def _mujoco(name: str, observation_size: int, actuators: int, time_limit: int) -
         make_local_batch=partial(module.MujocoBatch, physics, threads=1),
         make_threaded_batch=partial(module.MujocoBatch, physics),
         make_environment=partial(gymnasium.make, physics.env_id),
+        readers=(physics.environment_facts,),
     )
 
 
@@ -179,6 +181,7 @@ def gymnasium_task(
             GymnasiumBatch, make, readers=readers, snapshots="replay" if means == "none" else means
         ),
         make_environment=make,
+        readers=readers,
         in_workers=True,
         snapshot_every=4 if means == "state" else 16,
         sampled_evaluation=atari,

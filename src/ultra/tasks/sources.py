@@ -27,17 +27,16 @@ from ultra.tasks.atari_objects import Objects
 
 Envs = Sequence[gymnasium.Env[Any, Any]]
 Reader = Callable[[Envs, NDArray[np.float32]], NDArray[np.float64]]
-"""(environments, observations (n, observation_size)) -> values (n,)."""
+"""(environments, observations (n, observation_size)) -> values (n,), or (n, k) of k facts."""
 
-_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: np.add,
-    ast.Sub: np.subtract,
-    ast.Mult: np.multiply,
-    ast.Div: np.divide,
-}
+_OPERATORS: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
     "abs": (1, np.abs), "sign": (1, np.sign), "sqrt": (1, np.sqrt), "floor": (1, np.floor),
     "sin": (1, np.sin), "cos": (1, np.cos), "atan2": (2, np.arctan2), "min": (2, np.minimum), "max": (2, np.maximum),
+}  # fmt: skip
+_CALLS: dict[str, Callable[..., Any]] = {
+    "+": np.add, "-": np.subtract, "*": np.multiply, "/": np.divide, "negative": np.negative,
+    **{name: function for name, (_, function) in _FUNCTIONS.items()},
 }  # fmt: skip
 
 
@@ -60,6 +59,10 @@ _ROOTS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+Form = Any
+"""A checked source: a number, or a tuple of an operation's name and its operands, forms or numbers themselves."""
+
+
 class SourceError(UltraError):
     """A fact's source that cannot be read; the message names the part."""
 
@@ -70,30 +73,43 @@ def compile_source(text: str, observation_size: int) -> Reader:
     Raises:
         SourceError: if it does not parse, or uses what is not known.
     """
+    return _reader(parse_source(text, observation_size), text)
+
+
+def parse_source(text: str, observation_size: int) -> Form:
+    """Check a source, and take it apart: `atan2(obs[1], 2)` is `("atan2", ("obs", 1), 2.0)`.
+
+    Raises:
+        SourceError: if it does not parse, or uses what is not known.
+    """
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise SourceError(f"source {text!r} does not parse: {error}") from error
-    return _compile(tree, text, observation_size)
+    return _parse(tree, text, observation_size)
 
 
-def _compile(node: ast.expr, text: str, size: int) -> Reader:
+def of_observation(form: Form) -> bool:
+    """Whether a checked source reads nothing but the observation."""
+    if not isinstance(form, tuple):
+        return True
+    return form[0] != "path" and all(of_observation(operand) for operand in form[1:])
+
+
+def _parse(node: ast.expr, text: str, size: int) -> Form:
     match node:
         case ast.Constant(value=int() | float() as number):
-            return lambda envs, observations: np.full(len(observations), float(number))
+            return float(number)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            inner = _compile(operand, text, size)
-            return lambda envs, observations: -inner(envs, observations)
+            return "negative", _parse(operand, text, size)
         case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _OPERATORS:
-            first, second = _compile(left, text, size), _compile(right, text, size)
-            combine = _OPERATORS[type(operator)]
-            return lambda envs, observations: combine(first(envs, observations), second(envs, observations))
+            return _OPERATORS[type(operator)], _parse(left, text, size), _parse(right, text, size)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS or name == "argmax":
             return _function(name, args, text, size)
         case ast.Subscript(value=ast.Name(id="obs"), slice=ast.Constant(value=int() as entry)):
             if not 0 <= entry < size:
                 raise SourceError(f"source {text!r}: the observation has entries 0 to {size - 1}")
-            return lambda envs, observations: observations[:, entry].astype(np.float64)
+            return "obs", entry
         case ast.Subscript() | ast.Attribute():
             return _path(node, text)
     raise SourceError(
@@ -102,17 +118,16 @@ def _compile(node: ast.expr, text: str, size: int) -> Reader:
     )
 
 
-def _function(name: str, args: list[ast.expr], text: str, size: int) -> Reader:
+def _function(name: str, args: list[ast.expr], text: str, size: int) -> Form:
     if name == "argmax":
         return _largest(args, text, size)
-    count, function = _FUNCTIONS[name]
+    count, _ = _FUNCTIONS[name]
     if len(args) != count:
         raise SourceError(f"source {text!r}: {name} takes {count} values, not {len(args)}")
-    parts = [_compile(arg, text, size) for arg in args]
-    return lambda envs, observations: function(*(part(envs, observations) for part in parts))
+    return name, *(_parse(arg, text, size) for arg in args)
 
 
-def _largest(args: list[ast.expr], text: str, size: int) -> Reader:
+def _largest(args: list[ast.expr], text: str, size: int) -> Form:
     """Which of the entries `obs[a:b]` is the largest, from 0."""
     match args:
         case [
@@ -121,11 +136,11 @@ def _largest(args: list[ast.expr], text: str, size: int) -> Reader:
                 slice=ast.Slice(lower=ast.Constant(value=int() as a), upper=ast.Constant(value=int() as b), step=None),
             )
         ] if 0 <= a < b <= size:
-            return lambda envs, observations: observations[:, a:b].argmax(axis=1).astype(np.float64)
+            return "argmax", a, b
     raise SourceError(f"source {text!r}: argmax takes entries of the observation, as obs[0:{size}]")
 
 
-def _path(node: ast.expr, text: str) -> Reader:
+def _path(node: ast.expr, text: str) -> Form:
     """Attributes and entries of each environment, from one of the roots."""
     steps: list[tuple[bool, Any]] = []
     while not isinstance(node, ast.Name):
@@ -139,12 +154,24 @@ def _path(node: ast.expr, text: str) -> Reader:
         node = value
     if node.id not in _ROOTS:
         raise SourceError(f"source {text!r}: unknown name {node.id!r}; known are obs, {', '.join(_ROOTS)}")
-    root, path = _ROOTS[node.id], steps[::-1]
+    return "path", node.id, tuple(steps[::-1])
 
-    def read(envs: Envs, observations: NDArray[np.float32]) -> NDArray[np.float64]:
-        return np.array([_follow(root, env.unwrapped, path, text) for env in envs], np.float64)
 
-    return read
+def _reader(form: Form, text: str) -> Reader:
+    """The function of a checked source."""
+    match form:
+        case ("obs", entry):
+            return lambda envs, observations: observations[:, entry].astype(np.float64)
+        case ("argmax", first, last):
+            return lambda envs, observations: observations[:, first:last].argmax(axis=1).astype(np.float64)
+        case ("path", root, path):
+            return lambda envs, observations: np.array(
+                [_follow(_ROOTS[root], env.unwrapped, list(path), text) for env in envs], np.float64
+            )
+        case (name, *operands):
+            function, parts = _CALLS[name], [_reader(operand, text) for operand in operands]
+            return lambda envs, observations: function(*(part(envs, observations) for part in parts))
+    return lambda envs, observations: np.full(len(observations), form)
 
 
 def _follow(root: Callable[[Any], Any], base: Any, path: list[tuple[bool, Any]], text: str) -> float:

@@ -19,7 +19,7 @@ Actions = NDArray[Any]
 
 
 MOST_JOINT_ACTIONS = 1024
-"""Most combinations of an action of several parts."""
+"""Most combinations of a multi-part action."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Discrete:
 
     @property
     def size(self) -> int:
-        """Width of the noise that decides between actions: one entry for each."""
+        """Size of the policy's noise: one entry for each action."""
         return self.n
 
     @property
@@ -115,7 +115,7 @@ class Continuous:
         return np.subtract(self.high, self.low) / 2
 
     def clip(self, actions: Actions) -> Actions:
-        """Move actions (..., dim) to the nearest ones inside the bounds."""
+        """Clip actions (..., dim) to the bounds."""
         low, high = self.bounds
         return np.minimum(np.maximum(actions, low), high)  # np.clip takes longer for so few
 

@@ -1,4 +1,4 @@
-"""What is refined: the record of a task, and the registry of the known ones."""
+"""Tasks: environments with their cards, and the registry of known ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ultra.common.errors import UltraError
 from ultra.tasks.batch import Batch
 from ultra.tasks.card import Card, load_card
+from ultra.tasks.sources import Reader
 from ultra.tasks.spaces import ActionSpace
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Task:
         make_local_batch: n -> a batch of n environments on one thread of this process.
         make_threaded_batch: (n, threads) -> the same on several threads; None if the environments cannot.
         make_environment: Gymnasium's own environment, in which policies are evaluated.
+        readers: read the facts off such environments; empty where facts are the entries of the observation.
         in_workers: whether worker processes may be used to get at several cores.
         snapshot_every: steps between the snapshots of a trajectory (states between are replayed).
         sampled_evaluation: whether evaluation samples actions. In a deterministic game the most likely
@@ -53,6 +55,7 @@ class Task:
     time_limit: int
     make_local_batch: Callable[[int], Batch]
     make_environment: Callable[[], gymnasium.Env[Any, Any]]
+    readers: Sequence[Reader] = ()
     make_threaded_batch: Callable[[int, int], Batch] | None = None
     in_workers: bool = False
     snapshot_every: int = 1
@@ -83,7 +86,7 @@ class Task:
         """Make `size` of Gymnasium's own environments in this process."""
         from ultra.tasks.gymnasium import GymnasiumBatch
 
-        return GymnasiumBatch(self.make_environment, size)
+        return GymnasiumBatch(self.make_environment, size, readers=self.readers)
 
     def make_evaluation_batch(self, size: int, workers: int | None = None) -> Batch:
         """Make `size` of Gymnasium's own environments, in up to `workers` processes (default: all cores)."""
@@ -175,7 +178,7 @@ def get_task(name: str, **options: Any) -> Task:
 
 
 def _known_task(name: str, options: dict[str, Any]) -> Task:
-    """A registered task, perhaps with a card of the user's own that has as many facts and actions."""
+    """A registered task, perhaps with the user's own card of as many facts and actions."""
     rest = {key: value for key, value in options.items() if key != "card"}
     task = make_task(_registry[name].target, rest)
     if "card" not in options:

@@ -108,7 +108,7 @@ class WorkerBatch:
         workers: processes.
 
     Raises:
-        UltraError: if workers cannot make the task, or meet what the user must mend.
+        UltraError: if workers cannot make the task, or for errors the user can fix.
         WorkerError: when a worker fails or dies; its traceback is a note of the error.
     """
 
@@ -326,7 +326,7 @@ def _work() -> None:
         batch.close()
     except BrokenPipeError:
         pass  # the parent has gone
-    except UltraError as error:  # the user's to mend, as in the parent
+    except UltraError as error:  # user-fixable, as in the parent
         _send(answers, ("wrong", (str(error), traceback.format_exc())))
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())

@@ -39,6 +39,12 @@ def export_policy(policy: Policy, task: Task, out: Path) -> list[Path]:
         PolicyError: if Stable-Baselines3 is not installed, or the policy does not fit the task.
         UltraError: if the place cannot be written.
     """
+    if policy.attached is not None:
+        names = ", ".join(program.name for program in policy.attached.programs)
+        raise PolicyError(
+            f"the policy follows programs ({names}), for which Stable-Baselines3 has no place: export a module instead "
+            "(--out NAME.py), or teach them to its network (`ultra refine --programs.adopt distil`)"
+        )
     torch = import_torch("write")
     check_fits(policy, task.name, task.observation_size, task.action_space)
     _check_plain(policy.normalizer, task)

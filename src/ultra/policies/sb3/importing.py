@@ -210,7 +210,7 @@ def _arrays(archive: Archive, architecture: Architecture) -> dict[str, NDArray[n
     if known != len(archive.weights):
         raise PolicyError(
             f"{archive.path} has {len(archive.weights)} arrays, {known} of which belong to a plain actor-critic: "
-            "policies of one's own class cannot be read"
+            "custom policy classes cannot be read"
         )
     for name, sizes in architecture.sizes.items():
         for i, shape in enumerate(pairwise(sizes)):
