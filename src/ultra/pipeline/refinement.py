@@ -291,9 +291,13 @@ class Refinement:
         before = self.budget.used
         verified = load_advice(self.run.round(plan.number) / "verified.jsonl")
         with self.case(plan.number, "verify") as case:
-            case = replace(case, verified=verified)
             search = ProgramSearch(
-                case, plan, self.config.programs, self.config.verify, self.config.seed_of_analysis, self.reporter.say
+                replace(case, verified=verified),
+                plan,
+                self.config.programs,
+                self.config.verify,
+                self.config.seed_of_analysis,
+                self.reporter.say,
             )
             for turn in range(1, search.turns_of(analyst) + 1):
                 left = min(plan.race - (self.budget.used - before), self.budget.remaining)
