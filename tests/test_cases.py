@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,8 @@ import pytest
 from gymnasium import spaces
 from tests.test_sb3 import ACTIONS, VECTOR, Given, assert_acts_as, change, save_model
 
-from ultra.common.errors import PolicyError
+from ultra.cli import main as cli
+from ultra.common.errors import PolicyError, UltraError
 from ultra.evaluation.evaluate import evaluate
 from ultra.policies.io import load_policy, save_policy
 from ultra.policies.opening import open_policy
@@ -223,3 +228,185 @@ def test_training_goes_on_with_the_discount_of_the_policy(tmp_path: Path) -> Non
     assert discount("own", "b") == 0.8
     assert discount("a/policy/best", "c") == 0.9
     assert discount("m.zip", "d", PPOConfig(2, 32, gamma=0.5)) == 0.5
+
+
+# -- environments ----------------------------------------------------------------------------------
+
+
+class Plain(gymnasium.Env[Any, Any]):
+    """Three numbers; what follows does one thing wrong."""
+
+    observation_space: Any = spaces.Box(-10, 10, (3,), np.float32)
+    action_space: Any = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t = 0
+        return self.look(), {}
+
+    def look(self) -> Any:
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32)
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        return self.look(), 1.0, self.t >= 10, False, {}
+
+
+class FourValues(Plain):
+    def step(self, action: Any) -> Any:
+        return *super().step(action)[:3], {}
+
+
+class NoSeed(Plain):
+    def reset(self) -> Any:  # type: ignore[override]
+        return super().reset()
+
+
+class NeedsOptions(Plain):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return super().reset(seed=options["seed"])
+
+
+class ObservationAlone(Plain):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return super().reset(seed=seed)[0]
+
+
+class RewardInArray(Plain):
+    def step(self, action: Any) -> Any:
+        observation, reward, *rest = super().step(action)
+        return observation, np.array([reward]), *rest
+
+
+class NoReward(Plain):
+    def step(self, action: Any) -> Any:
+        observation, _, *rest = super().step(action)
+        return observation, float("nan"), *rest
+
+
+class InAList(Plain):
+    def look(self) -> Any:
+        return [0.1, 0.2, 0.3]
+
+
+class OtherShape(Plain):
+    def look(self) -> Any:
+        return np.zeros(1, np.float32)
+
+
+class NoNumber(Plain):
+    def look(self) -> Any:
+        return np.array([0.1, np.nan if self.t == 5 else 0.2, 0.3], np.float32)
+
+
+class OutsideItsChoices(Plain):
+    observation_space = spaces.Dict({"mode": spaces.Discrete(3)})
+
+    def look(self) -> Any:
+        return {"mode": 3}
+
+
+class PartMissing(Plain):
+    observation_space = spaces.Dict({"mode": spaces.Discrete(3), "place": VECTOR})
+
+    def look(self) -> Any:
+        return {"mode": 1}
+
+
+class Explodes(Plain):
+    def step(self, action: Any) -> Any:
+        if self.t == 4:
+            raise RuntimeError("the simulator\nexploded")
+        return super().step(action)
+
+
+class Leaves(Plain):
+    def step(self, action: Any) -> Any:
+        if self.t == 4:
+            raise SystemExit(3)
+        return super().step(action)
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        (FourValues, "step failed: it returned 4 values: observation, reward, terminated, truncated and info"),
+        (NoSeed, r"reset failed: .*'seed': write `def reset\(self, \*, seed=None, options=None\)`"),
+        (NeedsOptions, r"reset failed: TypeError: .*test_cases.py, line \d+\); it is given a seed and no options"),
+        (ObservationAlone, "reset returned an array, but must return the observation and a dict of info"),
+        (RewardInArray, r"step returned array\(\[1.\]\) as the reward, but must return a number"),
+        (NoReward, "step returned a reward that is not finite: nan"),
+        (InAList, r"reset returned a list of 3 values as the observation, but must return an array"),
+        (OtherShape, r"reset returned the observation with shape \(1,\), but its space says \(3,\)"),
+        (NoNumber, "step returned an observation that is not finite: entry 1 is nan"),
+        (OutsideItsChoices, r"reset returned 3 as the observation's 'mode', which is not in Discrete\(3\)"),
+        (PartMissing, "reset returned an observation without 'place'"),
+        (Explodes, r"step failed: RuntimeError: the simulator exploded \(test_cases.py, line \d+\)"),
+        (Leaves, r"step failed: it ended the program \(sys.exit\(3\)\)"),
+    ],
+)
+def test_an_environments_fault_is_one_line(env: type[Plain], says: str, registered: Any) -> None:
+    name = registered("Faulty-v0", env)
+    with pytest.raises(UltraError, match=f"Faulty-v0: {says}") as caught:
+        get_task(name)
+    assert "\n" not in str(caught.value)
+
+
+DIES = """
+import os
+import gymnasium
+from tests.test_cases import Plain
+
+class Dies(Plain):
+    def step(self, action):
+        if self.t == 4 and os.getpid() != {process}:
+            {what}
+        return super().step(action)
+
+gymnasium.register("Dies-v0", Dies, max_episode_steps=20)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("os.abort()", "Dies-v0: environment worker 0 has ended by SIGABRT, a crash in the environment's native code"),
+        ("os.kill(os.getpid(), 9)", "Dies-v0: environment worker 0 has ended by SIGKILL.*memory"),
+        ("os._exit(7)", "Dies-v0: environment worker 0 has ended with status 7"),
+        ("raise SystemExit(7)", r"Dies-v0: step failed: it ended the program \(sys.exit\(7\)\)"),
+        ("raise KeyError('x')", r"Dies-v0: step failed: KeyError: 'x' \(dies.py, line \d+\)"),
+    ],
+)
+def test_a_worker_that_dies_is_one_line(
+    what: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "dies.py").write_text(DIES.format(process=os.getpid(), what=what))
+    policy = create_policy(Architecture(3, get_task("CartPole-v1").action_space), np.random.default_rng(0))
+    save_policy(policy, tmp_path / "policy")
+    command = [
+        "evaluate",
+        "policy",
+        "--task",
+        "Dies-v0",
+        "--env-module",
+        "dies.py",
+        "--episodes",
+        "2",
+        "--workers",
+        "2",
+    ]
+    try:
+        assert cli.run(command) == 2
+    finally:
+        gymnasium.registry.pop("Dies-v0", None)
+        sys.modules.pop("dies", None)
+    error = capsys.readouterr().err
+    assert re.search(says, error) and error.count("\n") == 1
+
+
+def test_mujoco_writes_neither_warnings_nor_a_file(tmp_path: Path) -> None:
+    text = "from ultra.tasks import get_task; get_task('HalfCheetah-v5')"
+    done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (done.stdout + done.stderr, list(tmp_path.iterdir())) == ("", [])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from string import Template
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,8 @@ FAILED = 6
 """Pieces of failed advice that are shown."""
 WINDOWS = 1.2
 """Length of the steps around critical states, as a multiple of an episode's text."""
+LATER = "6"
+"""Programs that are asked for in each later turn, at most."""
 PROGRAMS = "6 to 10"
 POTENTIALS = "3"
 """Programs and potentials that are asked for."""
@@ -162,6 +165,11 @@ def _language(task: Task) -> str:
     return Template(text).substitute(known).strip()
 
 
+def _cut(text: str) -> str:
+    """An explanation in short, cut between words."""
+    return shorten(text, EXPLAINED, placeholder=" ...")
+
+
 def _steps(brief: Brief) -> str:
     limit = f"An episode lasts at most {brief.task.time_limit:,} steps."
     if not brief.race_steps:
@@ -179,12 +187,10 @@ def _named(brief: Brief, states: Sequence[CriticalState]) -> str:
     found = {(item.state.episode, item.state.t): item for item in (*brief.failed, *brief.verified)}
     lines = []
     for state in states:
-        line = f"- episode {state.episode}, t = {state.t}: {state.explanation[:EXPLAINED]}"
+        line = f"- episode {state.episode}, t = {state.t}: {_cut(state.explanation)}"
         item = found.pop((state.episode, state.t), None)
         lines.append(line + (f" {_outcome(brief, item)}" if item is not None else ""))
-    lines += [
-        f"- {item.state.explanation[:EXPLAINED]} {_outcome(brief, item)}" for item in list(found.values())[:FAILED]
-    ]
+    lines += [f"- {_cut(item.state.explanation)} {_outcome(brief, item)}" for item in list(found.values())[:FAILED]]
     return "\n".join(lines) or "None."
 
 
@@ -230,7 +236,7 @@ def _failed(brief: Brief) -> str:
     if not brief.failed:
         return ""
     lines = ["\n# Advice that was tried before and did not help\n"]
-    lines += [f"- {item.state.explanation[:EXPLAINED]} {_outcome(brief, item)}" for item in brief.failed[:FAILED]]
+    lines += [f"- {_cut(item.state.explanation)} {_outcome(brief, item)}" for item in brief.failed[:FAILED]]
     return "\n".join(lines) + "\n"
 
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from ultra.advice.records import Advice, CriticalState
 from ultra.analysts.base import Case, Proposals
 from ultra.analysts.conversation import Conversation, Correspondent, Exchange, Parsed, Question, ask
-from ultra.analysts.questions import PROGRAMS, Brief, advise_question, identify_question, programs_question
+from ultra.analysts.questions import LATER, Brief, advise_question, identify_question, programs_question
 from ultra.analysts.schema import read_advice, read_programs, read_states
 from ultra.analysts.turns import TurnReport, turn_text
 from ultra.collection.effects import Effects, measure
@@ -87,7 +87,7 @@ class ReadingAnalyst:
         turn, path = 1, case.folder / CONVERSATION
         if report is not None:
             turn = report.turn + 1
-            conversation = _continued(conversation, path, report, turn_text(brief.task, report, brief.tokens, PROGRAMS))
+            conversation = _continued(conversation, path, report, turn_text(brief.task, report, brief.tokens, LATER))
         _remember(path, conversation)  # before asking, so that an unanswered question can be looked up
         read = partial(read_programs, task=case.task, source=self.name, turn=turn)
         (exchange,) = self._ask_all(case, [(conversation, read)], needed=report is None)

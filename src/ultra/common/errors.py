@@ -29,8 +29,8 @@ class BudgetExceededError(UltraError):
     """More environment steps were asked for than the budget holds."""
 
 
-class WorkerError(RuntimeError):
-    """An environment worker process failed; the message holds its traceback."""
+class WorkerError(UltraError):
+    """An environment worker process failed or died; its traceback, if there is one, is a note of the error."""
 
 
 class LanguageModelError(UltraError):

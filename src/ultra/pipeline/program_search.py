@@ -139,7 +139,7 @@ class ProgramSearch:
         entrants = enter(pool, self.compile, stream(self._seed, "programs", self.plan.number, "tuning", turn))
         turns_left = self.turns_of(analyst) - turn + 1
         evaluator = self._evaluator("analyse", left // turns_left, self.horizon, "race", turn)
-        found = race(entrants, evaluator, evaluator.left, self.usual, self.compile, self.say)
+        found = race(entrants, evaluator, evaluator.left, self.usual, self.compile, self.say, incumbents(earlier))
         self._tell(turn, found)
         write_json(self.turn_path(turn), self._record(turn, found, potentials))
         return bool(new)
@@ -333,6 +333,12 @@ def carried(turns: Sequence[dict[str, Any]]) -> list[Proposal]:
             origin = sources[program.name]
             found.setdefault(program.name, Proposal(program, origin["source"], origin["turn"]))
     return list(found.values())[:CARRIED]
+
+
+def incumbents(turns: Sequence[dict[str, Any]]) -> list[tuple[Program, ...]]:
+    """What led the comparison of each earlier turn, the latest first."""
+    leaders = [_standing(turn["standings"][0]) for turn in reversed(turns) if turn["standings"]]
+    return list(dict.fromkeys(leader.programs for leader in leaders if leader.gain > 0))
 
 
 def _standing(item: dict[str, Any]) -> Standing:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ultra.common.errors import UltraError
 from ultra.tasks.batch import Facts, Indices, Live, Observations, Snapshot, Step
+from ultra.tasks.faults import Checked, check_finite
 from ultra.tasks.physics import log_warnings
 from ultra.tasks.sources import Reader
 from ultra.tasks.spaces import Actions, Discrete, from_gymnasium
@@ -50,7 +51,7 @@ def import_module(name: str, env_id: str) -> None:
         sys.path.append(str(folder))
     try:
         importlib.import_module(module)
-    except Exception as error:  # the module's own code may raise anything
+    except (Exception, SystemExit) as error:  # the module's own code may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UltraError(f"cannot import {name!r}, which should register {env_id!r}: {reason}") from error
 
@@ -96,10 +97,12 @@ def make_environment(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gy
     """
     log_warnings()
     try:
-        env = gymnasium.make(env_id, **(kwargs or {}))
-    except Exception as error:  # the environment's own code may raise anything
+        # Gymnasium's own checks warn in many lines; `Checked` looks for the same.
+        checked = Checked(gymnasium.make(env_id, disable_env_checker=True, **(kwargs or {})))
+    except (Exception, SystemExit) as error:  # the environment's own code may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UltraError(f"cannot make {env_id}: {reason}") from error
+    env: gymnasium.Env[Any, Any] = checked
     if env.spec is None or env.spec.max_episode_steps is None:
         env = gymnasium.wrappers.TimeLimit(env, TIME_LIMIT)
     space = env.observation_space
@@ -180,6 +183,7 @@ class GymnasiumBatch:
                 self._envs[index].close()
                 self._envs[index] = self._make()
             self._observations[index] = self._envs[index].reset(seed=int(seed))[0]
+            check_finite(self._envs[index], "reset", self._observations[index])
             self._episodes[index] = _Episode(int(seed))
         return self._observations[indices]
 
@@ -192,6 +196,9 @@ class GymnasiumBatch:
         for index in range(self.size) if live is None else np.flatnonzero(live).tolist():
             action = own[index]
             rewards[index], terminated[index], truncated[index] = self._act(index, action)
+        if not np.isfinite(self._observations).all():
+            for env, observation in zip(self._envs, self._observations, strict=True):
+                check_finite(env, "step", observation)
         return Step(self._observations.copy(), rewards, terminated, truncated & ~terminated)
 
     def _own(self, actions: Actions) -> NDArray[Any]:
@@ -259,4 +266,5 @@ class GymnasiumBatch:
     def close(self) -> None:
         """Close the environments."""
         for env in self._envs:
-            env.close()
+            with contextlib.suppress(Exception):  # nothing depends on it any more
+                env.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, Literal
 
 import gymnasium
@@ -33,7 +34,11 @@ def choose_snapshots(make: Callable[[], gymnasium.Env[Any, Any]], space: ActionS
     Returns:
         `state`, else `replay`, else `remake` (a new environment for each episode), else `none` if the
         environment does not repeat itself.
+
+    Raises:
+        EnvironmentFault: if it does not keep to Gymnasium's interface.
     """
+    _look_for_faults(make, space)
     for means in _BY_MERIT:
         batch = GymnasiumBatch(make, 2, snapshots=means)
         try:
@@ -46,13 +51,26 @@ def choose_snapshots(make: Callable[[], gymnasium.Env[Any, Any]], space: ActionS
     return "none"
 
 
-def _repeats(batch: GymnasiumBatch, space: ActionSpace, seed: int) -> bool:
-    """Whether an episode goes on from its snapshots as it did, in place and in another environment."""
+def _look_for_faults(make: Callable[[], gymnasium.Env[Any, Any]], space: ActionSpace) -> None:
+    """Play random actions: an environment's own faults are no reason to think that it cannot be restored."""
+    with closing(GymnasiumBatch(make, 1)) as batch:
+        batch.reset([0], [1])
+        for action in _random_actions(space, 1)[:, :1]:
+            if batch.step(action).done[0]:
+                batch.reset([0], [2])
+
+
+def _random_actions(space: ActionSpace, seed: int) -> Any:
+    """(STEPS, 2) or (STEPS, 2, size)."""
     rng = stream(seed, "random actions")
     if isinstance(space, Discrete):
-        actions = rng.integers(space.n, size=(STEPS, 2))
-    else:
-        actions = rng.uniform(space.low, space.high, (STEPS, 2, space.size)).astype(np.float32)
+        return rng.integers(space.n, size=(STEPS, 2))
+    return rng.uniform(space.low, space.high, (STEPS, 2, space.size)).astype(np.float32)
+
+
+def _repeats(batch: GymnasiumBatch, space: ActionSpace, seed: int) -> bool:
+    """Whether an episode goes on from its snapshots as it did, in place and in another environment."""
+    actions = _random_actions(space, seed)
     batch.reset([0, 1], [seed, seed + 100])
     trace: Trace = []
     snapshots = {}

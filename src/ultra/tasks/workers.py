@@ -109,7 +109,7 @@ class WorkerBatch:
 
     Raises:
         UltraError: if workers cannot make the task, or for errors the user can fix.
-        WorkerError: when a worker fails; the message holds its traceback.
+        WorkerError: when a worker fails or dies; its traceback is a note of the error.
     """
 
     def __init__(self, task: Remakeable, maker: str, size: int, workers: int) -> None:
@@ -119,6 +119,7 @@ class WorkerBatch:
                 "see ultra.tasks.register, or use one worker (--workers 1)"
             )
         workers = min(size, workers)
+        self._name = task.name
         self._discrete = isinstance(task.action_space, Discrete)
         self._bounds = [size * k // workers for k in range(workers + 1)]
         memory = Path("/dev/shm")  # a memory-backed folder where there is one
@@ -157,7 +158,7 @@ class WorkerBatch:
         try:
             _send(pipe, message)
         except BrokenPipeError as error:
-            raise WorkerError(f"environment worker {worker} has ended") from error
+            raise self._ended(worker) from error
 
     def _reply(self, worker: int) -> Any:
         pipe = self._processes[worker].stdout
@@ -165,17 +166,38 @@ class WorkerBatch:
         try:
             kind, value = _receive(pipe)
         except EOFError as error:
-            raise WorkerError(f"environment worker {worker} has ended without an answer") from error
+            raise self._ended(worker) from error
         if kind == "refused":
             raise UltraError(
                 f"worker processes cannot make the task: {value}; what a script registers must lie in a module that "
                 "they can import (a Gymnasium id as `module:id`), or use one worker (--workers 1)"
             )
-        if kind == "wrong":
-            raise UltraError(value)
-        if kind == "error":
-            raise WorkerError(f"environment worker {worker} failed:\n{value}")
+        if kind in ("wrong", "error"):
+            text, trace = value
+            wrong = UltraError(text) if kind == "wrong" else WorkerError(f"environment worker {worker} failed: {text}")
+            wrong.add_note(f"In the worker:\n{trace}")
+            raise wrong
         return value
+
+    def _ended(self, worker: int) -> WorkerError:
+        """What is known of a worker that is gone."""
+        try:
+            status = self._processes[worker].wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return WorkerError(f"{self._name}: environment worker {worker} has closed its pipes")
+        if status >= 0:
+            return WorkerError(f"{self._name}: environment worker {worker} has ended with status {status}")
+        known = {
+            signal.SIGSEGV: ", a crash in the environment's native code",
+            signal.SIGABRT: ", a crash in the environment's native code",
+            signal.SIGKILL: ", as the system does where memory runs out: fewer --workers need less",
+        }
+        try:
+            number = signal.Signals(-status)
+        except ValueError:
+            return WorkerError(f"{self._name}: environment worker {worker} has ended by signal {-status}")
+        why = known.get(number, "")
+        return WorkerError(f"{self._name}: environment worker {worker} has ended by {number.name}{why}")
 
     def _all(self, command: str) -> None:
         for worker in range(len(self._processes)):
@@ -305,9 +327,10 @@ def _work() -> None:
     except BrokenPipeError:
         pass  # the parent has gone
     except UltraError as error:  # user-fixable, as in the parent
-        _send(answers, ("wrong", str(error)))
-    except Exception:
-        _send(answers, ("error", traceback.format_exc()))
+        _send(answers, ("wrong", (str(error), traceback.format_exc())))
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        _send(answers, ("error", (text, traceback.format_exc())))
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ def race(
     usual: float | None,
     compile_all: CompilePrograms,
     say: Callable[[str], None] = lambda text: None,
+    incumbents: Sequence[Programs] = (),
 ) -> Race:
     """Play, tune, combine and compare.
 
@@ -81,8 +82,9 @@ def race(
         usual: steps after which the agent's own episodes usually end; None if they end at the time limit alone.
         compile_all: makes instructions of programs that are followed together.
         say: told in a few words how it stands.
+        incumbents: the best of earlier races, which the comparison at the end holds in any case.
     """
-    return _Race(entrants, Arena(evaluator, allowance), usual, compile_all, say).run()
+    return _Race(entrants, Arena(evaluator, allowance), usual, compile_all, say, incumbents).run()
 
 
 class _Race:
@@ -93,8 +95,9 @@ class _Race:
         usual: float | None,
         compile_all: CompilePrograms,
         say: Callable[[str], None],
+        incumbents: Sequence[Programs],
     ) -> None:
-        self._entrants, self._arena = tuple(entrants), arena
+        self._entrants, self._arena, self._incumbents = tuple(entrants), arena, list(incumbents)
         self._compile, self._say = compile_all, say
         self._ends = usual is not None
         first = ROOM * usual if usual is not None else ENDLESS * arena.horizon
@@ -185,13 +188,13 @@ class _Race:
         tried = [entrant for entrant in (*self._entrants, *self._stacks) if entrant.tried]
         promising = sorted((e for e in tried if e.gain > 0), key=lambda entrant: -entrant.score)
         if not promising:
-            return []
+            return self._incumbents
         settings = sorted(
             (setting for entrant in promising for setting in entrant.tuner.settings if setting.difference > 0),
             key=lambda setting: -setting.difference,
         )
         leaders = [entrant.leading.programs for entrant in promising]
-        found: list[Programs] = [leaders[0], promising[0].tuner.at(promising[0].tuner.centre)]
+        found: list[Programs] = [leaders[0], *self._incumbents, promising[0].tuner.at(promising[0].tuner.centre)]
         found += [setting.programs for setting in settings[:TOP]]
         found += [leaders[0] + other for other in leaders[1 : 1 + STACKS] if _disjoint(leaders[0], other)]
         found += leaders[1:]
