@@ -115,13 +115,14 @@ def test_pages_that_messages_and_docstrings_name_exist() -> None:
     assert not missing
 
 
-def test_the_example_of_a_program_is_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_of_programs_are_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "docs" / "programs.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    whole, controller = map(json.loads, re.findall(r"```json\n(.*?)```", text, re.DOTALL))
     file = tmp_path / "mine.json"
-    file.write_text(json.dumps(json.loads(example)))
-    assert run(["programs", "check", str(file), "--task", "hopper"]) == 0
-    assert capsys.readouterr().out.count(": ok") == 2
+    for value, task, count in ((whole, "hopper", 2), ({"programs": [controller]}, "Swimmer-v5", 1)):
+        file.write_text(json.dumps(value))
+        assert run(["programs", "check", str(file), "--task", task]) == 0
+        assert capsys.readouterr().out.count(": ok") == count
 
 
 def test_the_limits_that_are_named_hold() -> None:

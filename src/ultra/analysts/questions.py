@@ -165,6 +165,11 @@ def _language(task: Task) -> str:
     return Template(text).substitute(known).strip()
 
 
+def _cut(text: str) -> str:
+    """An explanation in short, cut between words."""
+    return shorten(text, EXPLAINED, placeholder=" ...")
+
+
 def _steps(brief: Brief) -> str:
     limit = f"An episode lasts at most {brief.task.time_limit:,} steps."
     if not brief.race_steps:
@@ -182,13 +187,10 @@ def _named(brief: Brief, states: Sequence[CriticalState]) -> str:
     found = {(item.state.episode, item.state.t): item for item in (*brief.failed, *brief.verified)}
     lines = []
     for state in states:
-        line = f"- episode {state.episode}, t = {state.t}: {shorten(state.explanation, EXPLAINED, placeholder=' ...')}"
+        line = f"- episode {state.episode}, t = {state.t}: {_cut(state.explanation)}"
         item = found.pop((state.episode, state.t), None)
         lines.append(line + (f" {_outcome(brief, item)}" if item is not None else ""))
-    lines += [
-        f"- {item.shorten(state.explanation, EXPLAINED, placeholder=' ...')} {_outcome(brief, item)}"
-        for item in list(found.values())[:FAILED]
-    ]
+    lines += [f"- {_cut(item.state.explanation)} {_outcome(brief, item)}" for item in list(found.values())[:FAILED]]
     return "\n".join(lines) or "None."
 
 
@@ -234,10 +236,7 @@ def _failed(brief: Brief) -> str:
     if not brief.failed:
         return ""
     lines = ["\n# Advice that was tried before and did not help\n"]
-    lines += [
-        f"- {item.shorten(state.explanation, EXPLAINED, placeholder=' ...')} {_outcome(brief, item)}"
-        for item in brief.failed[:FAILED]
-    ]
+    lines += [f"- {_cut(item.state.explanation)} {_outcome(brief, item)}" for item in brief.failed[:FAILED]]
     return "\n".join(lines) + "\n"
 
 

@@ -88,6 +88,7 @@ class ReadingAnalyst:
         if report is not None:
             turn = report.turn + 1
             conversation = _continued(conversation, path, report, turn_text(brief.task, report, brief.tokens, LATER))
+        _remember(path, conversation)  # before asking, so that an unanswered question can be looked up
         read = partial(read_programs, task=case.task, source=self.name, turn=turn)
         (exchange,) = self._ask_all(case, [(conversation, read)], needed=report is None)
         _note(case, f"propose-{turn}", [exchange])
@@ -144,10 +145,16 @@ def _continued(conversation: Conversation, path: Path, report: TurnReport, text:
     return replace(conversation, turns=tuple(turns), reports=len(turns))
 
 
-def _remember(path: Path, conversation: Conversation, answer: str) -> None:
+def programs_conversations(folder: Path, question: Question) -> list[Conversation]:
+    """The conversations about programs that a round has had so far, turn by turn; the first one if it had none."""
+    turns = [(turn["answer"], turn["report"]) for turn in _remembered(folder / CONVERSATION) if turn["report"]]
+    return [Conversation(question, tuple(turns[:k]), k) for k in range(len(turns) + 1)]
+
+
+def _remember(path: Path, conversation: Conversation, answer: str | None = None) -> None:
     """Keep the answers so far, each with what was said of it; the last one has no report yet."""
     turns = [{"answer": given, "report": report} for given, report in conversation.turns]
-    write_json(path, [*turns, {"answer": answer, "report": ""}])
+    write_json(path, turns if answer is None else [*turns, {"answer": answer, "report": ""}])
 
 
 def _remembered(path: Path) -> list[dict[str, str]]:

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ultra.analysts.conversation import Conversation
-from ultra.cli.prompt import questions_of_run
+from ultra.cli.prompt import conversations_of_run
 from ultra.common.ledger import Ledger, key_of, read_export
 from ultra.pipeline.run import Run
 
@@ -34,15 +33,14 @@ def explain_misses(path: Path, ledger: Path | None, against: Path | None) -> Ite
         known = [(title, fields | {"who": None}) for title, fields in known]
         who = None
     keys = {key_of(fields) for _, fields in known}
-    for questions in questions_of_run(path).values():
-        for question in questions:
-            fields = {"who": who, "question": Conversation(question).fields(), "draw": settings.draw}
-            if key_of(fields) in keys:
-                yield f"{question.title}: answered"
-            elif not known:
-                yield f"{question.title}: no answer, and none to any other question"
-            else:
-                yield f"{question.title}: no answer; {_difference(question.title, fields, known)}"
+    for conversation in conversations_of_run(path):
+        fields = {"who": who, "question": conversation.fields(), "draw": settings.draw}
+        if key_of(fields) in keys:
+            yield f"{conversation.title}: answered"
+        elif not known:
+            yield f"{conversation.title}: no answer, and none to any other question"
+        else:
+            yield f"{conversation.title}: no answer; {_difference(conversation.title, fields, known)}"
 
 
 def _who(run: Run) -> dict[str, Any] | None:
@@ -60,7 +58,10 @@ def _who(run: Run) -> dict[str, Any] | None:
 
 def _flat(fields: dict[str, Any]) -> dict[str, Any]:
     who = {f"who.{name}": value for name, value in (fields["who"] or {}).items()}
-    return who | {f"question.{name}": value for name, value in fields["question"].items()} | {"draw": fields["draw"]}
+    question = {f"question.{name}": value for name, value in fields["question"].items()}
+    for number, (answer, said) in enumerate(question.pop("question.turns"), start=1):
+        question |= {f"answer {number}": answer, f"what was said of answer {number}": said}
+    return who | question | {"draw": fields["draw"]}
 
 
 def _difference(title: str, fields: dict[str, Any], known: list[tuple[str, dict[str, Any]]]) -> str:
@@ -81,6 +82,8 @@ def _difference(title: str, fields: dict[str, Any], known: list[tuple[str, dict[
 
 def _contrast(before: Any, now: Any) -> str:
     """Two values, or the first lines in which two texts differ."""
+    if before is None or now is None:
+        return "is new" if before is None else "is missing"
     if isinstance(before, str) and isinstance(now, str) and "\n" in before + now:
         old, new = before.splitlines(), now.splitlines()
         for number, (left, right) in enumerate(zip(old, new, strict=False), start=1):

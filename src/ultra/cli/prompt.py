@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ultra.advice.records import CriticalState, load_states
 from ultra.analysts.base import Case
-from ultra.analysts.conversation import Question
+from ultra.analysts.conversation import Conversation, Question
 from ultra.analysts.questions import advise_question, identify_question, programs_question
-from ultra.analysts.reader import brief_of, by_episode
+from ultra.analysts.reader import brief_of, by_episode, programs_conversations
 from ultra.common.errors import UltraError
 from ultra.pipeline.audit import finished_rounds
 from ultra.pipeline.progress import Reporter
@@ -27,15 +27,37 @@ def questions_of_run(path: Path, number: int = 0) -> dict[int | None, list[Quest
         UltraError: if nothing has been collected yet.
     """
     run = Run.open(path)
-    run.require("round-1/collect", f"ultra collect {path}")
-    collected = [int(folder.name.removeprefix("round-")) for folder in finished_rounds(run, "collect")]
-    number = number or collected[-1]
-    if number not in collected:
-        raise UltraError(f"--round is {number}, but {path} has collected rounds {collected[0]} to {collected[-1]}")
+    number = _round_of(run, number)
     states_path = run.round(number) / "states.jsonl"
     states = load_states(states_path) if states_path.is_file() else []
     with Refinement(run, Reporter(quiet=True)).case(number, "identify") as case:
         return _questions(case, [state for state in states if state.episode < len(case.episodes)])
+
+
+def conversations_of_run(path: Path, number: int = 0) -> list[Conversation]:
+    """Everything that a round asks, or has asked so far: about episodes, then about programs, turn by turn.
+
+    Args:
+        path: run directory.
+        number: round; 0 is the last one that has been collected.
+
+    Raises:
+        UltraError: if nothing has been collected yet.
+    """
+    run, found = Run.open(path), questions_of_run(path, number)
+    conversations = [Conversation(item) for index, part in found.items() if index is not None for item in part]
+    folder = run.round(_round_of(run, number))
+    return [*conversations, *(turn for item in found.get(None, []) for turn in programs_conversations(folder, item))]
+
+
+def _round_of(run: Run, number: int) -> int:
+    """The number of a round that has been collected: the last one for 0."""
+    run.require("round-1/collect", f"ultra collect {run.path}")
+    collected = [int(folder.name.removeprefix("round-")) for folder in finished_rounds(run, "collect")]
+    number = number or collected[-1]
+    if number not in collected:
+        raise UltraError(f"--round is {number}, but {run.path} has collected rounds {collected[0]} to {collected[-1]}")
+    return number
 
 
 def _questions(case: Case, states: list[CriticalState]) -> dict[int | None, list[Question]]:

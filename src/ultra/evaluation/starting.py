@@ -41,7 +41,7 @@ class Start:
         if difference_interval(self.returns, self.chance).low > 0:
             return None
         return (
-            f"the policy scores {self.estimate.mean:.1f}, no better than an untrained one "
+            f"the policy scores {self.estimate.mean:.1f}, not clearly better than an untrained one "
             f"({np.mean(self.chance):.1f}): is it the right task, and were its statistics found?"
         )
 

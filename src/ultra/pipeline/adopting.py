@@ -31,7 +31,9 @@ ADOPTED = "adopted.json"
 """In a round's folder: what became part of the policy, and how."""
 NONE: dict[str, Any] = {"how": "none", "programs": [], "verification": None, "attempts": []}
 COMPARED = 8
-"""Episodes in which a network that was taught programs is compared with them, at least."""
+"""Episodes in which a network that was taught programs is compared with them, where the steps last for so many."""
+FEWEST_COMPARED = 3
+"""Whole ones are compared where the steps last for so many; else so many that are cut short."""
 LOSS = 0.1
 """A taught network may lose this share of what the programs gain, at most."""
 
@@ -137,10 +139,11 @@ def _taught(case: Case, plan: Round, config: RefineConfig, controller: Controlle
     case.budget.charge("train", found.steps)
     left = allowance - found.steps
     agent, student = (_evaluator(case, policy, horizon, left, rng) for policy in (case.policy, found.policy))
-    longest = min(horizon, left // (3 * COMPARED))
+    episodes = int(np.clip(left // (3 * horizon), FEWEST_COMPARED, COMPARED))
+    longest = min(horizon, left // (3 * episodes))
     if longest < 1:
         return None, "too few steps to compare the network with the programs"
-    seeds = agent.seeds(COMPARED)
+    seeds = agent.seeds(episodes)
     alone, wanted = agent.play([None, controller], seeds, longest).returns
     got = student.play([None], seeds, longest).returns[0]
     gain = float((wanted - alone).mean())

@@ -239,7 +239,8 @@ class ProgramSearch:
         if not own:
             return Tried(replace(proposal, program=tuned), item["episodes"], difference=item["gain"])
         best = own[0]
-        spread = mean_interval(best.differences.tolist())
+        pairs = len(best.differences)
+        spread = mean_interval(best.differences.tolist()) if pairs > 1 else None
         steps = float(best.lengths.mean())
         summary = Summary(
             len(best.differences), steps, float((alone[: len(best.differences)] + best.differences).mean()), best.ended
@@ -249,9 +250,9 @@ class ProgramSearch:
             item["episodes"],
             summary,
             best.gain,
-            spread.low,
-            spread.high,
-            len(best.differences),
+            spread.low if spread else None,
+            spread.high if spread else None,
+            pairs,
         )
 
     # -- verification ------------------------------------------------------------------------------

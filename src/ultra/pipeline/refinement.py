@@ -35,7 +35,7 @@ from ultra.finetuning.methods import STARTS, analysis_of, analyst_of, baseline, 
 from ultra.pipeline import order
 from ultra.pipeline.adopting import ADOPTED, Adopted, adopt, read_adopted
 from ultra.pipeline.audit import audit_of_run, proposals_of_run
-from ultra.pipeline.program_search import POTENTIALS, ProgramSearch, read_verified
+from ultra.pipeline.program_search import POTENTIALS, ProgramSearch, read_potentials, read_verified
 from ultra.pipeline.progress import Reporter, TrainingLog
 from ultra.pipeline.round_advice import RoundAdvice
 from ultra.pipeline.run import ANALYSIS_STAGES, Run, versions
@@ -289,15 +289,23 @@ class Refinement:
         states = load_states(self.run.round(plan.number) / "states.jsonl")
         analyst = get_analyst(self.config.analyst)
         before = self.budget.used
+        verified = load_advice(self.run.round(plan.number) / "verified.jsonl")
         with self.case(plan.number, "verify") as case:
             search = ProgramSearch(
-                case, plan, self.config.programs, self.config.verify, self.config.seed_of_analysis, self.reporter.say
+                replace(case, verified=verified),
+                plan,
+                self.config.programs,
+                self.config.verify,
+                self.config.seed_of_analysis,
+                self.reporter.say,
             )
             for turn in range(1, search.turns_of(analyst) + 1):
                 left = min(plan.race - (self.budget.used - before), self.budget.remaining)
                 if not search.turn(turn, analyst, states, left):
                     break
             search.prove(plan.prove + max(0, plan.race - (self.budget.used - before)))
+        if not plan.train and read_potentials(self.run.round(plan.number)):
+            self.reporter.say("potentials are kept but not used: no training follows; --ask first trains with them")
 
     def _finetune(self, plan: Round) -> None:
         policy = self._policy(plan.number)
@@ -347,7 +355,7 @@ class Refinement:
     def _guidance(self, plan: Round, stack: ExitStack) -> tuple[Guidance, int]:
         """What modulates a round's training, and the steps that it may take."""
         config = self.config
-        if takes_advice(config.method) and plan.points:
+        if takes_advice(config.method) and (plan.points or plan.programs):
             with self.case(plan.number, "finetune") as case:
                 return RoundAdvice(self.run, case, plan).guidance(stack, self.reporter.say)
         if config.method == "ppo" or takes_advice(config.method):

@@ -152,7 +152,8 @@ class RoundAdvice:
                 batch, book.entries, config.verify, gamma, horizon, self.case.budget, reserved, (config.seed, number)
             )
         used = sum(trusted(item, config.guidance.trust) for item in advice)
-        say(f"guide     {used} of {len(book)} pieces of advice, matching radius {radius:.2f} in standardised facts")
+        if len(book):
+            say(f"guide     {used} of {len(book)} pieces of advice, matching radius {radius:.2f} in standardised facts")
         guidance = UltraGuidance(
             book,
             self.case.task.action_space,

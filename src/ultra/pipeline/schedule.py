@@ -80,11 +80,11 @@ def _programs_parts(config: RefineConfig, steps: int, time_limit: int) -> dict[s
 
 def _training_round(config: RefineConfig, number: int, steps: int, end: int, share: float, time_limit: int) -> Round:
     stages = STAGES[config.method]
-    points = "advise" in stages
+    points = "advise" in stages and not config.analyst.startswith("programs:")
     parts: dict[str, int] = {}
     if "collect" in stages:
         parts["collect"] = int(config.collect.share * steps)
-    if "identify" in stages:
+    if "identify" in stages and (points or "advise" not in stages):
         parts["analyse"] = int(allowance_of(config) * steps)
     if points and config.guidance.trust == "helps":
         # Programs are verified out of their own share.
