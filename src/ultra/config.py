@@ -104,10 +104,11 @@ class LateConfig:
 class AnchorConfig:
     """Training on from an improved policy is held to it, so that what was found is not forgotten."""
 
-    critic_rollouts: int = 4
+    critic_rollouts: int = 5
     """Rollouts in which only the critic is fitted, before the actor moves."""
-    noise: float = 0.2
-    """Most exploration noise at the start: its standard deviation as a share of half an action's range."""
+    noise: float = 1.0
+    """Most exploration noise at the start: its standard deviation as a share of half an action's range. With 0.1 a
+    policy hardly moves: it forgets little and learns little."""
     weight: float = 1.0
     """Weight of the Kullback-Leibler divergence from the policy with which training began; 0 leaves it out."""
     floor: float = 0.1
