@@ -17,7 +17,7 @@ from ultra.common.errors import UltraError
 from ultra.common.files import make_directory, write_json
 from ultra.common.locks import hold_directory
 from ultra.common.statistics import Estimate
-from ultra.config import RefineConfig, TrainConfig
+from ultra.config import RefineConfig, ScoreConfig, TrainConfig
 from ultra.evaluation.evaluate import evaluate as evaluate_policy
 from ultra.evaluation.evaluate import evaluation_seeds
 from ultra.pipeline.progress import Reporter
@@ -70,9 +70,10 @@ def evaluate(
     policy: Policy | PathLike, task: Task | str, episodes: int = 20, seed: int = 0, workers: int = 0
 ) -> Estimate:
     """Play episodes in Gymnasium's own environment; returns the mean return with its 95% interval."""
+    asked = ScoreConfig(episodes, seed, workers)
     loaded = policy if isinstance(policy, Policy) else open_policy(policy).policy
     task = get_task(task) if isinstance(task, str) else task
-    estimate, _, _ = evaluate_policy(task, loaded, evaluation_seeds(seed, episodes), workers=workers)
+    estimate, _, _ = evaluate_policy(task, loaded, evaluation_seeds(asked.seed, asked.episodes), workers=asked.workers)
     return estimate
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from tyro.conf import arg
 
-from ultra.common.errors import UltraError
+from ultra.common.settings import Bounds, Settings
 
 Method = Literal["none", "ppo", "random", "jsrl", "statemask-r", "rice", "ultra-a", "ultra-r", "ultra-ra"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -24,15 +24,28 @@ def takes_advice(method: str) -> bool:
     return method.startswith("ultra")
 
 
-def _check(holds: bool, name: str, value: object, needed: str) -> None:
-    if not holds:
-        option = name.replace("_", "-")
-        raise UltraError(f"--{option} is {value}, but must be {needed}")
+MOST = 10**12
+"""Steps, tokens or samples, at most."""
+LARGEST_SEED = 2**63 - 1
+SEED = Bounds(0, LARGEST_SEED)
+CORES = Bounds(0, 1024)
+EPISODES = Bounds(1, 1_000_000)
+PAIRS = Bounds(2, 1_000_000)
+"""Episodes of which an interval is made."""
+SHARE = Bounds(0, 1, above=True, below=True)
+PART = Bounds(0, 1, below=True)
+"""A share that may be nothing."""
+PROBABILITY = Bounds(0, 1)
+RATE = Bounds(0, 10, above=True)
+"""Of learning."""
+WEIGHT = Bounds(0, 1e9)
 
 
 @dataclass(frozen=True)
-class PPOConfig:
+class PPOConfig(Settings):
     """Proximal policy optimisation (Schulman et al., arXiv 1707.06347), the same for every method."""
+
+    PREFIX = "ppo"
 
     ALIASES: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
@@ -48,43 +61,35 @@ class PPOConfig:
     )
     """Stable-Baselines3's names, which files may use too (`ultra.common.records`)."""
 
-    environments: Annotated[int, arg(aliases=["--ppo.n-envs"])] = 32
+    environments: Annotated[int, Bounds(1, 10_000), arg(aliases=["--ppo.n-envs"])] = 32
     """Environments that step together."""
-    rollout_steps: Annotated[int, arg(aliases=["--ppo.n-steps"])] = 64
+    rollout_steps: Annotated[int, Bounds(1, 1_000_000), arg(aliases=["--ppo.n-steps"])] = 64
     """Steps of each environment in a rollout."""
-    minibatch: Annotated[int, arg(aliases=["--ppo.batch-size"])] = 64
+    minibatch: Annotated[int, Bounds(1, MOST), arg(aliases=["--ppo.batch-size"])] = 64
     """Samples in a minibatch."""
-    epochs: Annotated[int, arg(aliases=["--ppo.n-epochs"])] = 10
+    epochs: Annotated[int, Bounds(1, 10_000), arg(aliases=["--ppo.n-epochs"])] = 10
     """Passes over each rollout."""
-    learning_rate: float = 3e-4
+    learning_rate: Annotated[float, RATE] = 3e-4
     """Adam's step size."""
     anneal: bool = False
     """Let the learning rate fall linearly to zero."""
-    gamma: float | None = None
+    gamma: Annotated[float | None, PROBABILITY] = None
     """Discount factor; by default the one that the policy was trained with where that is known, else 0.99."""
-    gae_lambda: float = 0.95
+    gae_lambda: Annotated[float, PROBABILITY] = 0.95
     """Lambda of the generalised advantage estimate (arXiv 1506.02438)."""
-    clip: Annotated[float, arg(aliases=["--ppo.clip-range"])] = 0.2
+    clip: Annotated[float, Bounds(0, 100, above=True), arg(aliases=["--ppo.clip-range"])] = 0.2
     """Clip range of the probability ratio."""
-    entropy: Annotated[float, arg(aliases=["--ppo.ent-coef"])] = 0.0
+    entropy: Annotated[float, Bounds(0, 1000), arg(aliases=["--ppo.ent-coef"])] = 0.0
     """Weight of the entropy bonus."""
-    value: Annotated[float, arg(aliases=["--ppo.vf-coef"])] = 0.5
+    value: Annotated[float, Bounds(0, 1000), arg(aliases=["--ppo.vf-coef"])] = 0.5
     """Weight of the value loss."""
-    gradient_norm: Annotated[float, arg(aliases=["--ppo.max-grad-norm"])] = 0.5
+    gradient_norm: Annotated[float, Bounds(0, 1e9, above=True), arg(aliases=["--ppo.max-grad-norm"])] = 0.5
     """Largest norm of a gradient; larger ones are scaled down to it."""
 
     def __post_init__(self) -> None:
-        for name in ("environments", "rollout_steps", "minibatch", "epochs"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
-        for name, value in (("gamma", self.discount), ("gae_lambda", self.gae_lambda)):
-            _check(0 <= value <= 1, name, value, "between 0 and 1")
-        _check(
-            self.samples % self.minibatch == 0,
-            "minibatch",
-            self.minibatch,
-            f"a divisor of environments x rollout-steps = {self.samples}",
-        )
+        super().__post_init__()
+        if self.minibatch and self.samples % self.minibatch:
+            self.refuse("minibatch", self.minibatch, f"a divisor of environments x rollout-steps = {self.samples}")
 
     @classmethod
     def from_sb3(
@@ -129,116 +134,109 @@ class PPOConfig:
 
 
 @dataclass(frozen=True)
-class CollectConfig:
+class CollectConfig(Settings):
     """Stage 1: trajectories of the policy."""
 
-    episodes: int = 8
+    PREFIX = "collect"
+
+    episodes: Annotated[int, EPISODES] = 8
     """Episodes to collect for the analyst."""
-    share: float = 0.1
+    share: Annotated[float, SHARE] = 0.1
     """At most this share of the round's steps."""
 
-    def __post_init__(self) -> None:
-        _check(self.episodes >= 1, "episodes", self.episodes, "at least 1")
-        _check(0 < self.share < 1, "share", self.share, "between 0 and 1")
-
 
 @dataclass(frozen=True)
-class LateConfig:
+class LateConfig(Settings):
     """Where programs are used, the best of the last policies of training goes on, not the very last one."""
 
-    policies: int = 8
-    """Number of policies to compare; 1 takes the last one."""
-    share: float = 0.04
-    """At most this share of the step budget for comparing them."""
+    PREFIX = "late"
 
-    def __post_init__(self) -> None:
-        _check(self.policies >= 1, "policies", self.policies, "at least 1")
-        _check(0 < self.share < 1, "share", self.share, "between 0 and 1")
+    policies: Annotated[int, Bounds(1, 10_000)] = 8
+    """Number of policies to compare; 1 takes the last one."""
+    share: Annotated[float, SHARE] = 0.04
+    """At most this share of the step budget for comparing them."""
 
 
 @dataclass(frozen=True)
-class AnchorConfig:
+class AnchorConfig(Settings):
     """Training on from a policy that programs improved: anchored to it, so that nothing is forgotten."""
 
-    critic_rollouts: int = 4
+    PREFIX = "keep"
+
+    critic_rollouts: Annotated[int, Bounds(0, 1_000_000)] = 5
     """Rollouts at the start in which only the critic is fitted."""
-    noise: float = 0.2
-    """Largest initial exploration noise: standard deviation as a share of half an action's range."""
-    weight: float = 1.0
+    noise: Annotated[float, Bounds(0, 10, above=True)] = 1.0
+    """Largest initial exploration noise: standard deviation as a share of half an action's range. With 0.1 a policy
+    hardly moves: it forgets little and learns little."""
+    weight: Annotated[float, WEIGHT] = 1.0
     """Weight of the Kullback-Leibler penalty towards the policy training began with; 0 leaves it out."""
-    floor: float = 0.1
+    floor: Annotated[float, PROBABILITY] = 0.1
     """Share of that weight that remains to the end."""
-    anneal_until: float = 1.0
+    anneal_until: Annotated[float, Bounds(0, 1, above=True)] = 1.0
     """Share of training over which the weight falls to its floor, linearly."""
     direction: Literal["reference", "policy"] = "reference"
     """Direction of the divergence: `reference` is KL(reference || policy), `policy` is KL(policy || reference)."""
 
-    def __post_init__(self) -> None:
-        _check(self.critic_rollouts >= 0, "keep.critic_rollouts", self.critic_rollouts, "at least 0")
-        _check(self.noise > 0, "keep.noise", self.noise, "positive")
-        _check(self.weight >= 0, "keep.weight", self.weight, "at least 0")
-        _check(0 <= self.floor <= 1, "keep.floor", self.floor, "between 0 and 1")
-        _check(0 < self.anneal_until <= 1, "keep.anneal_until", self.anneal_until, "in (0, 1]")
-
 
 @dataclass(frozen=True)
-class AnalyseConfig:
+class AnalyseConfig(Settings):
     """Stage 2: critical states and advice."""
 
-    states: int = 12
+    PREFIX = "analyse"
+
+    states: Annotated[int, Bounds(1, 10_000)] = 12
     """Critical states to find, over all episodes."""
-    share: float = 0.05
+    share: Annotated[float, SHARE] = 0.05
     """The `search` analyst's share of the step budget."""
-    candidates: int = 8
+    candidates: Annotated[int, Bounds(2, 10_000)] = 8
     """Plans that `search` compares at each candidate state."""
-    compared: float = 0.5
+    compared: Annotated[float, Bounds(0, 1, above=True)] = 0.5
     """Part of the horizon over which `search` compares plans: half of it pays for twice the advice, and verification
     uses all of it. Where rewards come late (Pong), 1 finds more that helps."""
-    plan_steps: int = 16
+    plan_steps: Annotated[int, Bounds(1, 16)] = 16
     """Longest plan of `search`, in steps."""
-    horizon: int = 64
+    horizon: Annotated[int, Bounds(2, 1_000_000)] = 64
     """Steps of a simulated branch before the value estimate takes over."""
 
     def __post_init__(self) -> None:
-        _check(self.states >= 1, "states", self.states, "at least 1")
-        _check(0 < self.share < 1, "share", self.share, "between 0 and 1")
-        _check(0 < self.compared <= 1, "compared", self.compared, "above 0 and at most 1")
-        _check(self.candidates >= 2, "candidates", self.candidates, "at least 2")
-        _check(1 <= self.plan_steps <= 16, "plan_steps", self.plan_steps, "between 1 and 16")
-        _check(self.horizon > self.plan_steps, "horizon", self.horizon, f"longer than a plan ({self.plan_steps})")
+        super().__post_init__()
+        if self.horizon <= self.plan_steps:
+            self.refuse("horizon", self.horizon, f"longer than a plan ({self.plan_steps})")
 
 
 @dataclass(frozen=True)
-class LLMConfig:
+class LLMConfig(Settings):
     """Language models as analysts (`--analyst llm:...`, `mailbox:DIR`, `recorded:FILE`)."""
+
+    PREFIX = "llm"
 
     base_url: Annotated[str, arg(aliases=["--base-url"])] = ""
     """Address of the server's API; needed for `llm:local/MODEL`, for instance http://127.0.0.1:11434/v1."""
     output_mode: Annotated[Literal["native", "tool", "prompted"], arg(aliases=["--output-mode"])] = "native"
     """How JSON is asked for: the provider's own schemas, a tool call, or the prompt alone."""
-    budget: Annotated[float, arg(aliases=["--llm-budget"])] = 5.0
+    budget: Annotated[float, WEIGHT, arg(aliases=["--llm-budget"])] = 5.0
     """US dollars that the run may spend; reserved before a request is sent. 0: no limit in money."""
-    tokens: Annotated[int, arg(aliases=["--llm-tokens"])] = 2_000_000
+    tokens: Annotated[int, Bounds(0, MOST), arg(aliases=["--llm-tokens"])] = 2_000_000
     """Tokens, in and out, that the run may spend; the limit that holds where no price is known. 0: no limit."""
-    price_input: float = -1.0
+    price_input: Annotated[float, Bounds(-1, 1e6)] = -1.0
     """US dollars per million input tokens, where the built-in price is missing or wrong."""
-    price_output: float = -1.0
+    price_output: Annotated[float, Bounds(-1, 1e6)] = -1.0
     """US dollars per million output tokens."""
-    concurrency: int = 4
+    concurrency: Annotated[int, Bounds(1, 1000)] = 4
     """Concurrent requests."""
-    timeout: float = 180.0
+    timeout: Annotated[float, Bounds(0, 1e6, above=True)] = 180.0
     """Timeout of one attempt, in seconds."""
-    attempts: int = 5
+    attempts: Annotated[int, Bounds(1, 1000)] = 5
     """Attempts at a request that is rate-limited or lost."""
-    longest_wait: float = 120.0
+    longest_wait: Annotated[float, Bounds(0, 1e6)] = 120.0
     """Longest wait a server may ask for (Retry-After), in seconds."""
-    max_tokens: int = 8192
+    max_tokens: Annotated[int, Bounds(1, 10_000_000)] = 8192
     """Longest answer in tokens, reasoning included."""
-    temperature: float | None = None
+    temperature: Annotated[float | None, Bounds(0, 10)] = None
     """Sampling temperature; by default the provider's own."""
-    draw: int = 0
+    draw: Annotated[int, Bounds(0, LARGEST_SEED)] = 0
     """Number of the answer to a question that is asked several times; a new number asks again."""
-    episode_tokens: int = 2400
+    episode_tokens: Annotated[int, Bounds(300, 10_000_000)] = 2400
     """Length of an episode's text, in estimated tokens."""
     ledger: Annotated[str, arg(aliases=["--ledger"])] = ""
     """File of the ledger; default: `ULTRA_LEDGER`, or the user's own data folder."""
@@ -246,188 +244,158 @@ class LLMConfig:
     """Folder of permits shared by the runs of a study, which bound the concurrent requests of all."""
 
     def __post_init__(self) -> None:
-        for name in ("budget", "tokens", "longest_wait", "draw"):
-            _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        for name in ("concurrency", "attempts", "max_tokens"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _check(self.timeout > 0, "timeout", self.timeout, "positive")
-        _check(self.episode_tokens >= 300, "episode_tokens", self.episode_tokens, "at least 300")
-        one_price = (self.price_input < 0) != (self.price_output < 0)
-        _check(not one_price, "price_output", self.price_output, "given together with --llm.price-input")
-        _check(
-            bool(self.budget or self.tokens), "llm_tokens", self.tokens, "positive where --llm-budget is 0 (no limit)"
-        )
+        super().__post_init__()
+        if (self.price_input < 0) != (self.price_output < 0):
+            self.refuse("price_output", self.price_output, "given together with --llm.price-input")
+        if not self.budget and not self.tokens:
+            self.refuse("tokens", self.tokens, "positive where --llm-budget is 0 (no limit)")
 
 
 @dataclass(frozen=True)
-class VerifyConfig:
+class VerifyConfig(Settings):
     """Stage 3: every suggestion is tried in the simulator before anything is trained on it."""
 
-    share: Annotated[float, arg(aliases=["--verify-budget"])] = 0.1
+    PREFIX = "verify"
+
+    share: Annotated[float, SHARE, arg(aliases=["--verify-budget"])] = 0.1
     """Share of the step budget for verifying advice, over all rounds; half of it where programs are asked for."""
-    branches: int = 64
+    branches: Annotated[int, Bounds(8, 100_000)] = 64
     """Most pairs of branches for one suggestion."""
-    confidence: float = 0.95
+    confidence: Annotated[float, Bounds(0.5, 1, above=True, below=True)] = 0.95
     """Confidence level of the interval behind a verdict."""
     control: bool = False
     """Also try a random plan at every state, for the audit; takes a third of the verification budget."""
-    recheck: float = 0.01
+    recheck: Annotated[float, PART] = 0.01
     """Share of the training steps for verifying the most used advice again during training."""
-
-    def __post_init__(self) -> None:
-        _check(0 < self.share < 1, "share", self.share, "between 0 and 1")
-        _check(self.branches >= 8, "branches", self.branches, "at least 8")
-        _check(0 <= self.recheck < 1, "recheck", self.recheck, "in [0, 1)")
-        _check(0.5 < self.confidence < 1, "confidence", self.confidence, "between 0.5 and 1")
 
 
 @dataclass(frozen=True)
-class ProgramsConfig:
+class ProgramsConfig(Settings):
     """Programs for the whole policy: proposed in turns, raced, tuned, verified and adopted."""
 
-    share: Annotated[float, arg(aliases=["--programs-share"])] = 0.35
+    PREFIX = "programs"
+
+    share: Annotated[float, PART, arg(aliases=["--programs-share"])] = 0.35
     """Share of the step budget for programs; 0 asks for none. Only `ultra-a` and `ultra-ra` with `--trust helps` use
     them, because programs act."""
     ask: Annotated[Literal["auto", "first", "last"], arg(aliases=["--ask"])] = "auto"
     """`first`: programs before training, for a policy that is stuck; `last`: after it, for one that still learns;
     `auto`: decided from the starting policy's learning curve, or from a short training where it has none."""
-    turns: Annotated[int, arg(aliases=["--turns"])] = 3
+    turns: Annotated[int, Bounds(1, 20), arg(aliases=["--turns"])] = 3
     """Turns of the conversation with a model or person; after each they are told what became of their programs."""
     structures: bool = True
     """Also race corrections derived from the task's card beside what a language model or a file proposes."""
-    verify: float = 0.15
+    verify: Annotated[float, SHARE] = 0.15
     """At least this part of that share is kept for verifying the best programs in fresh whole episodes."""
     adopt: Literal["auto", "graft", "distil", "program"] = "auto"
     """How verified programs become part of the policy: `graft` puts them into its network exactly, `distil` teaches
     them to it (DAgger), `program` keeps them beside it; `auto` tries these in order."""
-    distil: float = 0.25
+    distil: Annotated[float, PART] = 0.25
     """Most steps for distilling, as a part of that share; taken from what is left of the budget."""
 
-    def __post_init__(self) -> None:
-        _check(0 <= self.share < 1, "programs.share", self.share, "in [0, 1)")
-        _check(1 <= self.turns <= 20, "turns", self.turns, "between 1 and 20")
-        _check(0 < self.verify < 1, "programs.verify", self.verify, "between 0 and 1")
-        _check(0 <= self.distil < 1, "programs.distil", self.distil, "in [0, 1)")
-
 
 @dataclass(frozen=True)
-class AuditConfig:
+class AuditConfig(Settings):
     """How good the analyst is; measured outside the step budget."""
 
-    replays: int = 12
-    """Replays of explained episodes for measuring the fidelity of critical states; 0 leaves it out."""
+    PREFIX = "audit"
 
-    def __post_init__(self) -> None:
-        _check(self.replays >= 0, "replays", self.replays, "at least 0")
+    replays: Annotated[int, Bounds(0, 1_000_000)] = 12
+    """Replays of explained episodes for measuring the fidelity of critical states; 0 leaves it out."""
 
 
 @dataclass(frozen=True)
-class GuidanceConfig:
+class GuidanceConfig(Settings):
     """How advice modulates training (equations 1 and 2 of arXiv 2505.20671)."""
+
+    PREFIX = "guidance"
+    ALIASES: ClassVar[Mapping[str, str]] = MappingProxyType({"lambda": "lam"})
+    """The name on the command line, which files may use too."""
 
     trust: Annotated[Literal["helps", "all"], arg(aliases=["--trust"])] = "helps"
     """`helps`: only advice that verification found helpful; `all`: the paper's behaviour, unverified."""
     estimator: Annotated[Literal["corrected", "paper"], arg(aliases=["--estimator"])] = "corrected"
     """How the update treats overwritten steps: `corrected` leaves them out and imitates them, `paper` counts them as
     the policy's own."""
-    strength: float = 1.0
+    strength: Annotated[float, PROBABILITY] = 1.0
     """Initial strength of all modulation; 0 is plain PPO."""
-    lam: Annotated[float, arg(name="lambda", aliases=["--lambda"])] = 1.0
+    lam: Annotated[float, WEIGHT, arg(name="lambda", aliases=["--lambda"])] = 1.0
     """Lambda of equation 2: scale of the implicit reward."""
-    imitation: float = 0.1
+    imitation: Annotated[float, WEIGHT] = 0.1
     """Weight of the imitation of verified advice (corrected estimator)."""
-    anneal_until: float = 0.6
+    anneal_until: Annotated[float, Bounds(0, 1, above=True)] = 0.6
     """Training progress at which modulation has fallen to zero."""
-    restart: float = 0.1
+    restart: Annotated[float, PROBABILITY] = 0.1
     """Probability that a training episode starts from a critical state."""
-    radius: float = 0.0
+    radius: Annotated[float, WEIGHT] = 0.0
     """Matching radius in standardised facts; 0 calibrates it from consecutive states."""
-
-    def __post_init__(self) -> None:
-        _check(0 <= self.strength <= 1, "strength", self.strength, "between 0 and 1")
-        _check(self.lam >= 0, "lam", self.lam, "at least 0")
-        _check(self.imitation >= 0, "imitation", self.imitation, "at least 0")
-        _check(0 < self.anneal_until <= 1, "anneal_until", self.anneal_until, "in (0, 1]")
-        _check(0 <= self.restart <= 1, "restart", self.restart, "between 0 and 1")
-        _check(self.radius >= 0, "radius", self.radius, "at least 0")
 
 
 @dataclass(frozen=True)
-class JSRLConfig:
+class JSRLConfig(Settings):
     """Jump-start reinforcement learning (`--method jsrl`; arXiv 2204.02372)."""
 
-    guide: float = 1.0
+    PREFIX = "jsrl"
+
+    guide: Annotated[float, Bounds(0, 100)] = 1.0
     """The guide's steps of an episode at the start of training, as a share of its mean episode; 0 is plain PPO."""
-    stages: int = 10
+    stages: Annotated[int, Bounds(1, 1_000_000)] = 10
     """Number of curriculum stages in which the guide's steps fall to zero."""
-    tolerance: float = 0.05
+    tolerance: Annotated[float, Bounds(0, 100)] = 0.05
     """The next stage begins when the average return is within this share of the best so far."""
-    window: int = 5
+    window: Annotated[int, Bounds(1, 1_000_000)] = 5
     """Length of the moving average of returns, in evaluations; each is of the last ten or more episodes."""
     horizon: Literal["curriculum", "random"] = "curriculum"
     """`curriculum`: as above; `random`: the guide's steps are drawn for every episode (JSRL-Random)."""
 
-    def __post_init__(self) -> None:
-        _check(self.guide >= 0, "guide", self.guide, "at least 0")
-        _check(self.stages >= 1, "stages", self.stages, "at least 1")
-        _check(self.tolerance >= 0, "tolerance", self.tolerance, "at least 0")
-        _check(self.window >= 1, "window", self.window, "at least 1")
-
 
 @dataclass(frozen=True)
-class StateMaskConfig:
+class StateMaskConfig(Settings):
     """StateMask's mask network (`--analyst statemask`, methods `statemask-r` and `rice`; arXiv 2405.03064)."""
 
-    share: float = 0.2
+    PREFIX = "statemask"
+
+    share: Annotated[float, SHARE] = 0.2
     """Share of the step budget for training the mask network."""
-    alpha: float = 0.01
+    alpha: Annotated[float, WEIGHT] = 0.01
     """Bonus for each step at which the policy is blinded, in units of the task's reward."""
-    learning_rate: float = 3e-4
+    learning_rate: Annotated[float, RATE] = 3e-4
     """Adam's step size for the mask network; PPO's other settings are those of `--ppo`."""
 
-    def __post_init__(self) -> None:
-        _check(0 < self.share < 1, "share", self.share, "between 0 and 1")
-        _check(self.alpha >= 0, "alpha", self.alpha, "at least 0")
-        _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
-
 
 @dataclass(frozen=True)
-class RiceConfig:
+class RiceConfig(Settings):
     """RICE (arXiv 2405.03064), and the start states of `random` and `statemask-r`."""
 
-    probability: float = 0.25
+    PREFIX = "rice"
+
+    probability: Annotated[float, PROBABILITY] = 0.25
     """Probability that a training episode starts from a critical state; 1 for `statemask-r`."""
-    bonus: float = 0.01
+    bonus: Annotated[float, WEIGHT] = 0.01
     """Scale of the exploration bonus (random network distillation, arXiv 1810.12894); 0 for `statemask-r`."""
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, RATE] = 1e-3
     """Adam's step size for the network that predicts the random one."""
-    episodes: int = 64
+    episodes: Annotated[int, EPISODES] = 64
     """Episodes to take start states from, as far as --collect.share allows."""
-    states: int = 0
+    states: Annotated[int, Bounds(0, 1_000_000)] = 0
     """Start states in all; 0 takes one from each episode."""
 
-    def __post_init__(self) -> None:
-        _check(0 <= self.probability <= 1, "probability", self.probability, "between 0 and 1")
-        _check(self.bonus >= 0, "bonus", self.bonus, "at least 0")
-        _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
-        _check(self.episodes >= 1, "episodes", self.episodes, "at least 1")
-        _check(self.states >= 0, "states", self.states, "at least 0")
-
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Settings):
     """Comparison of the refined policy with the one it started from, on fresh seeds."""
 
-    episodes: int = 20
-    """Episodes for each policy."""
+    PREFIX = "evaluate"
 
-    def __post_init__(self) -> None:
-        _check(self.episodes >= 2, "episodes", self.episodes, "at least 2")
+    episodes: Annotated[int, PAIRS] = 20
+    """Episodes for each policy."""
 
 
 @dataclass(frozen=True)
-class EnvironmentConfig:
+class EnvironmentConfig(Settings):
     """What a Gymnasium id alone does not say about an environment."""
+
+    PREFIX = "env"
 
     card: Annotated[str, arg(aliases=["--card"])] = ""
     """File that describes the environment; `ultra card ENV_ID` writes one to complete."""
@@ -437,9 +405,11 @@ class EnvironmentConfig:
     """Arguments of the environment, each NAME=VALUE with the value as in YAML."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for item in self.kwargs:
             name, separator, _ = item.partition("=")
-            _check(bool(separator) and name.isidentifier(), "env_kwargs", item, "NAME=VALUE")
+            if not separator or not name.isidentifier():
+                self.refuse("kwargs", item, "NAME=VALUE")
 
     def options(self) -> dict[str, object]:
         """What was set, for the function that makes the task."""
@@ -448,7 +418,7 @@ class EnvironmentConfig:
 
 
 @dataclass(frozen=True)
-class RefineConfig:
+class RefineConfig(Settings):
     """All settings of a refinement."""
 
     task: str
@@ -470,20 +440,20 @@ class RefineConfig:
     for testing trust), `statemask` (critical states only),
     `llm:PROVIDER/MODEL`, `mailbox:DIR` (any chat window), `recorded:FILE` (answers of a ledger export) or
     `programs:FILE` (programs of your own)."""
-    steps: int = 200_000
+    steps: Annotated[int, Bounds(1, MOST)] = 200_000
     """The whole budget of environment steps: collection, analysis, verification, programs and training."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of everything random."""
-    analysis_seed: int | None = None
+    analysis_seed: Annotated[int | None, SEED] = None
     """Seed of the analysis alone: of episodes, critical states, advice, programs and their verification. Runs that
     differ in `seed` then share one analysis of the same policy. Default: the seed."""
-    rounds: int = 1
+    rounds: Annotated[int, Bounds(1, 1000)] = 1
     """Rounds of collecting, analysing and training, each with an equal part of the budget."""
-    sticky: float = 0.0
+    sticky: Annotated[float, PART] = 0.0
     """Probability that an Atari console repeats the previous action."""
-    threshold: float = 0.0
+    threshold: Annotated[float, WEIGHT] = 0.0
     """Distance in metres from which on sparse-* tasks reward each step; 0 is the task's default."""
-    workers: int = 0
+    workers: Annotated[int, CORES] = 0
     """Cores for stepping environments; 0 uses all."""
     env: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
@@ -501,12 +471,6 @@ class RefineConfig:
     ppo: PPOConfig = field(default_factory=PPOConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
-    def __post_init__(self) -> None:
-        _check(self.method in METHODS, "method", self.method, f"one of {', '.join(METHODS)}")
-        _check(self.steps >= 1, "steps", self.steps, "at least 1")
-        _check(self.rounds >= 1, "rounds", self.rounds, "at least 1")
-        _check(0 <= self.sticky < 1, "sticky", self.sticky, "in [0, 1)")
-
     @property
     def seed_of_analysis(self) -> int:
         """What everything that the analysis draws comes from."""
@@ -520,25 +484,37 @@ class RefineConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """Training from scratch."""
 
     task: str
     """A known task (`ultra tasks`) or a Gymnasium id."""
-    steps: int = 300_000
+    steps: Annotated[int, Bounds(1, MOST)] = 300_000
     """Environment steps."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of everything random."""
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: tuple[Annotated[int, Bounds(1, 10_000)], ...] = (64, 64)
     """Widths of the hidden layers of actor and critic. Images have a convolutional network of fixed shape instead."""
     normalize: bool = True
     """Learn the mean and deviation of observations, and the scale of rewards."""
-    sticky: float = 0.0
+    sticky: Annotated[float, PART] = 0.0
     """Probability that an Atari console repeats the previous action."""
-    threshold: float = 0.0
+    threshold: Annotated[float, WEIGHT] = 0.0
     """Distance in metres from which on sparse-* tasks reward each step; 0 is the task's default."""
-    workers: int = 0
+    workers: Annotated[int, CORES] = 0
     """Cores for stepping environments; 0 uses all."""
     env: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+@dataclass(frozen=True)
+class ScoreConfig(Settings):
+    """How a policy is scored (`ultra evaluate`)."""
+
+    episodes: Annotated[int, PAIRS] = 20
+    """Episodes to play."""
+    seed: Annotated[int, SEED] = 0
+    """Seed from which the episodes' seeds are drawn."""
+    workers: Annotated[int, CORES] = 0
+    """Processes; 0 uses all cores."""

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from tyro.conf import Positional
 
-from ultra.config import EnvironmentConfig, LLMConfig, RefineConfig, TrainConfig
+from ultra.common.settings import Bounds, Settings
+from ultra.config import (
+    CORES,
+    MOST,
+    PART,
+    SEED,
+    WEIGHT,
+    EnvironmentConfig,
+    LLMConfig,
+    RefineConfig,
+    ScoreConfig,
+    TrainConfig,
+)
 
-Settings = TypeVar("Settings", RefineConfig, TrainConfig)
+Config = TypeVar("Config", RefineConfig, TrainConfig)
 
 
 @dataclass(frozen=True)
-class TasksArguments:
+class TasksArguments(Settings):
     """List the known tasks."""
 
 
@@ -64,7 +76,7 @@ class CollectArguments(RefineConfig):
 
 
 @dataclass(frozen=True)
-class StageArguments:
+class StageArguments(Settings):
     """One stage of a refinement, on its run directory. The stage before it must be done."""
 
     run: Positional[Path]
@@ -73,24 +85,18 @@ class StageArguments:
     """Show no progress."""
 
 
-@dataclass(frozen=True)
-class EvaluateArguments:
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments(ScoreConfig):
     """Score a policy: whole episodes in Gymnasium's own environment, most likely actions."""
 
     policy: Positional[Path]
     """Directory of the policy, a zip of Stable-Baselines3 (PPO or A2C), or `shipped:NAME`."""
     task: str
     """A known task (`ultra tasks`) or a Gymnasium id."""
-    episodes: int = 20
-    """Episodes to play."""
-    seed: int = 0
-    """Seed from which the episodes' seeds are drawn."""
-    sticky: float = 0.0
+    sticky: Annotated[float, PART] = 0.0
     """Probability that an Atari console repeats the previous action."""
-    threshold: float = 0.0
+    threshold: Annotated[float, WEIGHT] = 0.0
     """Distance in metres from which on sparse-* tasks reward each step; 0 is the task's default."""
-    workers: int = 0
-    """Processes; 0 uses all cores."""
     json: bool = False
     """Print one JSON object."""
     vecnormalize: str = ""
@@ -101,7 +107,7 @@ class EvaluateArguments:
 
 
 @dataclass(frozen=True)
-class ProgramsCheckArguments:
+class ProgramsCheckArguments(Settings):
     """Check every program and potential of a file against a task; reports what is wrong, and where.
 
     Example: ultra programs check controller.json --task Swimmer-v5
@@ -117,7 +123,7 @@ class ProgramsCheckArguments:
 
 
 @dataclass(frozen=True)
-class ExportArguments:
+class ExportArguments(Settings):
     """Write a policy for use without ULTRA, by the ending of --out.
 
     NAME.py is one module that needs NumPy alone, with the policy's programs: `policy = Policy()`, `policy.reset()`,
@@ -142,7 +148,7 @@ class ExportArguments:
 
 
 @dataclass(frozen=True)
-class CardArguments:
+class CardArguments(Settings):
     """Describe an environment as far as possible, in a file to complete and pass to --card.
 
     Example: ultra card Ant-v5 --out ant.yaml
@@ -156,7 +162,7 @@ class CardArguments:
 
 
 @dataclass(frozen=True)
-class StudyArguments:
+class StudyArguments(Settings):
     """Run tasks x methods x analysts x seeds of a study file. Repeat the command to do what is missing or failed.
 
     Example: ultra study studies/small.yaml --out runs/small
@@ -170,14 +176,14 @@ class StudyArguments:
     """Processes on this machine, or tasks on a Ray cluster."""
     address: str = ""
     """Address of the Ray cluster; default: `RAY_ADDRESS`, or a cluster on this machine alone."""
-    jobs: int = 0
+    jobs: Annotated[int, CORES] = 0
     """Runs at once on this machine; 0 is as many as its cores allow."""
     quiet: bool = False
     """Print a line for each finished run instead of a live table."""
 
 
 @dataclass(frozen=True)
-class ReportArguments:
+class ReportArguments(Settings):
     """Write tables (CSV, JSON, Markdown), learning curves (PNG) and one HTML page of a finished run or a study."""
 
     run: Positional[Path]
@@ -187,7 +193,7 @@ class ReportArguments:
 
 
 @dataclass(frozen=True)
-class FidelityArguments:
+class FidelityArguments(Settings):
     """Score the critical states of a run: how much does the return change if random actions are taken there?
 
     The field's measure of an explanation (StateMask, RICE); higher is better. Works for every analyst. Uses windows of
@@ -196,28 +202,28 @@ class FidelityArguments:
 
     run: Positional[Path]
     """Run directory."""
-    round: int = 0
+    round: Annotated[int, Bounds(0, 1000)] = 0
     """Round; 0 is the last one with critical states."""
     json: bool = False
     """Print JSON Lines."""
 
 
 @dataclass(frozen=True)
-class PromptArguments:
+class PromptArguments(Settings):
     """Print exactly what a language model is sent about an episode, to be pasted into any chat window."""
 
     run: Positional[Path]
     """Run directory."""
-    episode: int = 0
+    episode: Annotated[int, Bounds(0, 1_000_000)] = 0
     """Number of the collected episode, from 0."""
-    round: int = 0
+    round: Annotated[int, Bounds(0, 1000)] = 0
     """Round; 0 is the last one that has been collected."""
     count: bool = False
     """Print the estimated tokens of all episodes' prompts instead of the prompts."""
 
 
 @dataclass(frozen=True)
-class CheckArguments:
+class CheckArguments(Settings):
     """Send one tiny structured request and report what works: output mode, latency, tokens, price.
 
     Example: ultra llm check local/qwen3 --base-url http://127.0.0.1:11434/v1
@@ -229,7 +235,7 @@ class CheckArguments:
 
 
 @dataclass(frozen=True)
-class LedgerArguments:
+class LedgerArguments(Settings):
     """The requests and answers in the ledger, oldest first."""
 
     ledger: Path | None = None
@@ -241,7 +247,7 @@ class LedgerArguments:
 
 
 @dataclass(frozen=True)
-class LedgerExportArguments:
+class LedgerExportArguments(Settings):
     """Write answers as JSON Lines, for `import` and for `--analyst recorded:FILE`."""
 
     out: Positional[Path]
@@ -255,7 +261,7 @@ class LedgerExportArguments:
 
 
 @dataclass(frozen=True)
-class LedgerImportArguments:
+class LedgerImportArguments(Settings):
     """Add the answers of an export to the ledger; those it already has are left alone."""
 
     file: Positional[Path]
@@ -265,7 +271,7 @@ class LedgerImportArguments:
 
 
 @dataclass(frozen=True)
-class WhyMissArguments:
+class WhyMissArguments(Settings):
     """For each unanswered question of a run, show what differs from the nearest answered one."""
 
     run: Positional[Path]
@@ -277,21 +283,21 @@ class WhyMissArguments:
 
 
 @dataclass(frozen=True)
-class QuickstartArguments:
+class QuickstartArguments(Settings):
     """Refine a policy that ships with the package, with ULTRA-RA and with plain PPO, offline."""
 
     task: Positional[Literal["hopper", "pong"]] = "hopper"
     """Shipped policy to refine."""
     out: Path = Path("quickstart")
     """Where the runs and the picture go."""
-    steps: int = 0
+    steps: Annotated[int, Bounds(0, MOST)] = 0
     """Budget of environment steps for each method; 0 takes the task's default."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of everything random."""
     quiet: bool = False
     """Show no progress."""
 
 
-def settings_of(options: Settings, kind: type[Settings]) -> Settings:
+def settings_of(options: Config, kind: type[Config]) -> Config:
     """The settings of a verb as a plain record, without what only the command line needs."""
     return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ultra.common.errors import UltraError
+from ultra.common.errors import SettingError, UltraError
 from ultra.common.files import to_json_text
 
 if TYPE_CHECKING:
     from ultra.pipeline.progress import Reporter
 
-Settings = TypeVar("Settings")
+Options = TypeVar("Options")
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
@@ -80,13 +80,21 @@ def run(arguments: list[str]) -> int:
     except UltraError as error:
         if traceback:
             raise
-        message, status = str(error), error.exit_status
+        message, status = _told(error, arguments), error.exit_status
     except OSError as error:
         if traceback:
             raise
         message = f"{error.strerror or error}: {error.filename or ''}"
     print(f"ultra {verb}: {message}", file=sys.stderr)
     return status
+
+
+def _told(error: UltraError, arguments: list[str]) -> str:
+    """What is wrong, with options as they were typed."""
+    if not isinstance(error, SettingError):
+        return str(error)
+    typed = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    return f"{next((option for option in error.options if option in typed), error.options[0])} {error.rest}"
 
 
 def _verbs() -> dict[str, Callable[[list[str]], int]]:
@@ -125,15 +133,22 @@ def _version(arguments: list[str]) -> int:
     return 0
 
 
-def _parse(kind: type[Settings], verb: str, arguments: list[str], default: Settings | None = None) -> Settings:
+def _parse(kind: type[Options], verb: str, arguments: list[str], default: Options | None = None) -> Options:
     """Parse a verb's options; ends the process with status 2 on bad usage, 0 after `--help`."""
     import tyro
 
+    from ultra.cli.numbers import REGISTRY
+    from ultra.common.settings import checked_at_the_end
+
     about = (kind.__doc__ or "").strip()
-    prog = f"ultra {verb}"
-    if default is None:
-        return tyro.cli(kind, prog=prog, description=about, args=arguments)
-    return tyro.cli(kind, prog=prog, description=about, args=arguments, default=default)
+    if not hasattr(kind, "quiet"):  # it shows no progress
+        arguments = [argument for argument in arguments if argument != "--quiet"]
+    given: Any = {} if default is None else {"default": default}
+    with checked_at_the_end():
+        found: Options = tyro.cli(
+            kind, prog=f"ultra {verb}", description=about, args=arguments, registry=REGISTRY, **given
+        )
+    return found
 
 
 def _reporter(quiet: bool) -> Reporter:
@@ -290,7 +305,7 @@ def _evaluate(arguments: list[str]) -> int:
 
     options = _parse(EvaluateArguments, "evaluate", arguments)
     from ultra.api import evaluate
-    from ultra.pipeline.refinement import task_of
+    from ultra.pipeline.checks import task_of
     from ultra.policies.opening import open_policy
 
     found = open_policy(options.policy, options.vecnormalize, trust_pickle=options.trust_pickle)

@@ -13,6 +13,19 @@ class UltraError(ValueError):
     exit_status = 2
 
 
+class SettingError(UltraError):
+    """A setting that is refused.
+
+    Attributes:
+        options: what it is called on the command line, the usual name first.
+        rest: what is wrong with it.
+    """
+
+    def __init__(self, name: str, options: tuple[str, ...], rest: str) -> None:
+        super().__init__(f"{name} {rest}")
+        self.options, self.rest = options, rest
+
+
 class PolicyError(UltraError):
     """A policy that is missing, damaged, not finite or made for other spaces."""
 

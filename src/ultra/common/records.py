@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -103,14 +106,29 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     return _plain(kind, value, where)
 
 
+def whole_number(text: str) -> int:
+    """A whole number as people write it: `200000`, `200_000` or `2e5`.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        number = Decimal(text.replace("_", "")) if re.fullmatch(r"[-+]?[\d_]*\.?[\d_]+[eE]\+?\d{1,2}", text) else None
+    if number is None or number != number.to_integral_value():
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(number)
+
+
 def _plain(kind: Any, value: Any, where: str) -> Any:
     if kind is Path and isinstance(value, str):
         return Path(value)
-    if kind is float and isinstance(value, str):  # YAML reads 1e-5, without a point, as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
+    if kind in (int, float) and isinstance(value, str):  # YAML reads 1e-5, without a point, as text
+        with suppress(ValueError):
+            return whole_number(value) if kind is int else float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
     if kind is float and type(value) is int:
         return float(value)
     if kind in _NAMES and type(value) is not kind:
