@@ -68,7 +68,8 @@ def quickstart(task: str, out: Path, steps: int, seed: int, reporter: Reporter) 
     draw_curves(runs, picture)
     report = write_report(runs, folder / f"report-{seed}")
     console.print(
-        f"\nLearning curves: {picture}; everything on one page: {report / 'report.html'}. One seed proves nothing: docs/results compares the methods over several.\n"
+        f"\nLearning curves: {picture}; everything on one page: {report / 'report.html'}\n"
+        "One seed proves nothing: docs/results compares the methods over several.\n"
         "No language model was used: the `search` analyst tries plans in the simulator. `ultra prompt "
         f"{folder / ('ultra-ra-' + str(seed))}` prints what a language model would be sent about this policy."
     )
