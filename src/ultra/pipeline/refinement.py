@@ -19,7 +19,7 @@ import numpy as np
 from ultra.advice.records import Advice, load_advice, load_states, save_advice, save_states
 from ultra.analysts.base import Case
 from ultra.analysts.programs_file import ProgramsAnalyst
-from ultra.analysts.registry import get_analyst
+from ultra.analysts.registry import check_ready, get_analyst
 from ultra.collection.collect import collect, collect_within
 from ultra.collection.trajectories import Episodes, Trajectory, save_trajectory
 from ultra.common.errors import UltraError
@@ -567,6 +567,7 @@ def check_analyst(config: RefineConfig, task: Task) -> None:
     """
     if not takes_advice(config.method):
         return
+    check_ready(config.analyst, config.llm)
     analyst = get_analyst(config.analyst)
     if isinstance(analyst, ProgramsAnalyst):
         analyst.check(task)
