@@ -287,7 +287,7 @@ def verifying(task: str) -> tuple[Any, Callable[[], int]]:
     from ultra.analysts.random import random_plan
     from ultra.collection.collect import collect
     from ultra.config import VerifyConfig
-    from ultra.pipeline.refinement import BRANCHES_TOGETHER
+    from ultra.pipeline.context import BRANCHES_TOGETHER
     from ultra.simulation.budget import StepBudget
     from ultra.simulation.paired import Candidate, PairedEvaluator
     from ultra.verification.verdicts import verify

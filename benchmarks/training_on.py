@@ -4,7 +4,7 @@
 
 Every seed trains a policy with PPO, tunes offsets and gains of its last layer by CMA-ES in whole episodes of most
 likely actions, and then lets PPO go on from the result in several ways. Everything lands in `--out`, and what is
-there already is not done again; `--page` writes the table.
+there already is not done again; the table is printed at the end.
 """
 
 from __future__ import annotations
@@ -73,18 +73,16 @@ SETTINGS = {
     "quiet": Setting("noise 0.1", QUIET),
     "careful": Setting("critic first, noise 0.1", CAREFUL),
     "slow": Setting("critic first, noise 0.1, learning rate 3e-5", CAREFUL, learning_rate=3e-5),
-    "kl-0.1": Setting("critic first, noise 0.1, KL 0.1", replace(CAREFUL, weight=0.1)),
     "kl-0.3": Setting("critic first, noise 0.1, KL 0.3", replace(CAREFUL, weight=0.3)),
     "kl-1": Setting("critic first, noise 0.1, KL 1", replace(CAREFUL, weight=1.0)),
     "kl-10": Setting("critic first, noise 0.1, KL 10", replace(CAREFUL, weight=10.0)),
-    "kl-1-alone": Setting("KL 1 alone", replace(FREE, weight=1.0)),
-    "kl-1-constant": Setting("critic first, noise 0.1, KL 1 throughout", replace(CAREFUL, weight=1.0, floor=1.0)),
+    "kl-0.3-loud": Setting("critic first, KL 0.3", replace(CRITIC, weight=0.3)),
+    "kl-1-half": Setting("critic first, noise 0.3, KL 1", replace(CRITIC, noise=0.3, weight=1.0)),
     "kl-1-loud": Setting("critic first, KL 1", replace(CRITIC, weight=1.0)),
     "kl-1-back": Setting(
         "critic first, noise 0.1, KL 1 the other way", replace(CAREFUL, weight=1.0, direction="policy")
     ),
     "residual": Setting("residual: the program underneath, critic first, noise 0.1", CAREFUL, residual=True),
-    "residual-kl-1": Setting("residual, KL 1", replace(CAREFUL, weight=1.0), residual=True),
 }
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from ultra.pipeline import refinement
+from ultra.pipeline import context
 from ultra.tasks import register
 from ultra.tasks import task as registry
 
@@ -17,7 +17,7 @@ def registered(targets: Mapping[str, str]) -> Iterator[None]:
     """Make tasks known: name -> `module:function`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "_registry", dict(registry._registry))
-        patch.setattr(refinement, "BRANCHES_TOGETHER", 2)
+        patch.setattr(context, "BRANCHES_TOGETHER", 2)
         for name, target in targets.items():
             register(name, target, "cut off early")
         yield

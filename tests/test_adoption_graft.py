@@ -19,8 +19,8 @@ from ultra.policies.policy import Architecture, Policy, create_policy
 from ultra.programs.affine import Affine, NotAffineError
 from ultra.programs.compiled import Controller, compile_programs
 from ultra.programs.executor import Executor
-from ultra.programs.expression import frame
 from ultra.programs.records import Program
+from ultra.programs.tape import frame
 from ultra.tasks.plans import Plan, Segment
 from ultra.tasks.spaces import ActionSpace, Continuous, Discrete
 

@@ -85,8 +85,9 @@ def alone(config: RefineConfig, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 def files_of_analysis(run: Path) -> dict[str, bytes]:
     """What the analysis of the first round wrote, by name."""
-    names = ("states.jsonl", "verified.jsonl", "control.json", "fidelity.json", "turn-1.json", "programs.json")
-    paths = [*(run / "round-1" / name for name in names), *sorted((run / "round-1" / "trajectories").iterdir())]
+    folder = run / "round-1"
+    names = ("states.jsonl", "advice.jsonl", "verified.jsonl", "turn-1.json", "programs.json", "potentials.json")
+    paths = [*(folder / name for name in names), *sorted((folder / "trajectories").iterdir())]
     return {path.name: path.read_bytes() for path in paths}
 
 

@@ -48,6 +48,17 @@ def test_so_many_are_kept_of_the_last_part_and_the_last_one_always(iterations: i
     assert len(set(np.diff(kept).tolist())) <= 1
 
 
+@given(iterations=st.integers(1, 500), most=st.integers(2, 12))
+def test_policies_from_all_of_a_training_can_be_kept(iterations: int, most: int) -> None:
+    late = LatePolicies(Path("unused"), most, last=1.0)
+    kept = [number for number in range(1, iterations + 1) if late.wants(number, iterations)]
+    assert kept[-1] == iterations
+    assert len(kept) <= most
+    apart = -(-iterations // most)
+    assert kept[0] <= apart
+    assert set(np.diff(kept).tolist()) <= {apart}
+
+
 def test_training_keeps_its_last_policies_and_names_them_by_their_steps(
     task: Task, good: Policy, tmp_path: Path
 ) -> None:

@@ -36,7 +36,8 @@ def test_a_whole_refinement_states_what_the_model_cost(
     assert json.loads((out / "result.json").read_text())["budget"]["analyse"] > 0
     page = (out / "report" / "report.html").read_text()
     assert f"{asked} requests sent" in page
-    assert "balance (llm:local/tiny, turn 1)" in page
+    assert ">balance</td>" in page
+    assert ">llm:local/tiny, turn 1, round 3</td>" in page
 
 
 def test_an_analyst_that_does_not_exist_is_bad_usage(

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from ultra.common.errors import UltraError
 from ultra.programs.compiled import Controller, compile_potential, compile_programs
 from ultra.programs.executor import Executor
-from ultra.programs.expression import ExpressionError, Reader, Tape, frame, parse
+from ultra.programs.expression import ExpressionError, Reader, parse
 from ultra.programs.records import LIMITS, MAX_INSTRUCTIONS, Potential, Program, ProgramError
+from ultra.programs.tape import Tape, frame
 from ultra.tasks.spaces import ActionSpace, Continuous, Discrete
 
 NAMES = ("x", "y", "ball_dx")

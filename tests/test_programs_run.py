@@ -122,6 +122,16 @@ def test_what_became_of_every_proposal_is_told_once(whole: Path, config: RefineC
     assert all(item["episodes"] > 0 for item in proposals["programs"])
 
 
+def test_the_report_tells_of_every_program(whole: Path, tmp_path: Path) -> None:
+    folder = api.report(whole, tmp_path / "report")
+    page, table = (folder / "report.html").read_text(), (folder / "table.md").read_text()
+    for name in ("balance", "harm 0", "harm 1"):
+        assert page.count(f'<td class="text">{name}</td>') == 1
+        assert table.count(f"| {name} |") == 1
+    assert "push to the side to which the pole falls</td>" in page
+    assert "Adopted, " in table
+
+
 def test_the_refined_policy_is_as_good_as_was_said_wherever_it_is_used(
     whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

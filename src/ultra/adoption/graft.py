@@ -26,7 +26,7 @@ from ultra.policies.policy import Params, Policy
 from ultra.programs.affine import Affine, Form, HalfSpace, NotAffineError
 from ultra.programs.compiled import Controller, Effect
 from ultra.programs.executor import Executor
-from ultra.programs.expression import frame
+from ultra.programs.tape import frame
 from ultra.tasks.batch import Facts, Observations
 from ultra.tasks.spaces import Continuous, Discrete
 

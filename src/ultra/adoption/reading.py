@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ultra.common.errors import UltraError
 from ultra.policies.policy import Policy
 from ultra.programs.observed import FactReading, ObservedFacts
-from ultra.tasks.card import Card
+from ultra.tasks.card import Card, Fact
 from ultra.tasks.sources import SourceError, of_observation, parse_source
 
 EXACT = 1e-4
@@ -24,6 +24,8 @@ PER_INPUT = 3
 _MOST = 20_000
 """States that are fitted."""
 _REFITS = 4
+MOST_PAIRED = 128
+"""Entries of an observation up to which sines and cosines are looked for."""
 
 
 class Visited(Protocol):
@@ -119,9 +121,10 @@ def observed_facts(
     facts: NDArray[np.float64],
     episodes: NDArray[np.int64] | None = None,
 ) -> ObservedFacts:
-    """How facts are read off observations: as the card says, where that is right in the visited states, else affinely.
+    """How facts are read off observations: as the card says, where that is right in the visited states, else affinely,
+    or as the angle of a sine and a cosine.
 
-    An angle that the card reads off the observation may be whole turns off: the observation does not say how often a
+    An angle that is read off a sine and a cosine may be whole turns off: the observation does not say how often a
     joint has turned round. Programs that use it in `sin`, `cos` and `wrap` act alike all the same.
 
     Args:
@@ -139,19 +142,37 @@ def observed_facts(
     readings: dict[str, FactReading] = {}
     for column in sorted(needed):
         fact = card.facts[column]
-        said = _said(fact.source or f"obs[{column}]", size)
-        if said is not None:
-            read = ObservedFacts(size, {fact.name: said}).read([fact.name], observations)[:, 0]
+
+        def right(reading: FactReading, column: int = column, fact: Fact = fact) -> bool:
+            read = ObservedFacts(size, {fact.name: reading}).read([fact.name], observations)[:, 0]
             off = read - facts[:, column]
-            if fact.unit == "rad" and fact.source:
+            if fact.unit == "rad" and "atan2" in reading.source:
                 off = (off + np.pi) % (2 * np.pi) - np.pi
-            if np.mean(~(np.abs(off) <= EXACT * scale[column])) <= OFF:
-                readings[fact.name] = said
-                continue
-        if affine is not None and affine.readable[column]:
+            return bool(np.mean(~(np.abs(off) <= EXACT * scale[column])) <= OFF)
+
+        said = _said(fact.source or f"obs[{column}]", size)
+        if said is not None and right(said):
+            readings[fact.name] = said
+        elif affine is not None and affine.readable[column]:
             weights = tuple(affine.weights[:, column].tolist())
             readings[fact.name] = FactReading("", weights, float(affine.constants[column]))
+        elif fact.unit == "rad" and affine is not None:
+            found = next(filter(right, _angles(observations)), None)
+            readings |= {} if found is None else {fact.name: found}
     return ObservedFacts(size, readings)
+
+
+def _angles(observations: NDArray[Any]) -> Iterator[FactReading]:
+    """Angles of which an observation holds the sine and the cosine: entries whose squares sum to one."""
+    size = observations.shape[1]
+    if size > MOST_PAIRED:
+        return
+    squares = np.square(observations.astype(np.float64))
+    for sine in range(size):
+        unit = np.mean(np.abs(squares[:, [sine]] + squares - 1) <= EXACT, axis=0) >= 1 - OFF
+        for cosine in np.flatnonzero(unit).tolist():
+            if cosine != sine:
+                yield FactReading(f"atan2(obs[{sine}], obs[{cosine}])")
 
 
 def with_observed_facts(policy: Policy, card: Card, episodes: Sequence[Visited]) -> Policy:

@@ -16,7 +16,7 @@ from ultra.common.files import to_json_text, write_atomically
 from ultra.policies.acting import check_observed
 from ultra.policies.policy import Policy
 from ultra.programs.compiled import Compiled
-from ultra.programs.expression import Tape
+from ultra.programs.tape import Tape
 from ultra.tasks.sources import parse_source
 from ultra.tasks.spaces import Discrete, mixing
 

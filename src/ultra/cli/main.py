@@ -305,7 +305,7 @@ def _evaluate(arguments: list[str]) -> int:
 
     options = _parse(EvaluateArguments, "evaluate", arguments)
     from ultra.api import evaluate
-    from ultra.pipeline.refinement import task_of
+    from ultra.pipeline.checks import task_of
     from ultra.policies.opening import open_policy
 
     found = open_policy(options.policy, options.vecnormalize, trust_pickle=options.trust_pickle)

@@ -11,7 +11,7 @@ from rich.table import Table
 from ultra.api import refine
 from ultra.config import AnalyseConfig, CollectConfig, EvaluateConfig, PPOConfig, RefineConfig
 from ultra.pipeline.progress import Reporter
-from ultra.pipeline.reporting import advice_of, comparison, draw_curves, explain
+from ultra.pipeline.reporting import advice_of, comparison, draw_curves, explain, programs_text, write_report
 from ultra.pipeline.run import Run
 from ultra.policies.io import SHIPPED
 
@@ -61,10 +61,15 @@ def quickstart(task: str, out: Path, steps: int, seed: int, reporter: Reporter) 
     for row in rows:
         table.add_row(*row)
     console.print(table)
+    told = programs_text(results[-1])
+    if told:
+        console.print(f"\n{told}", markup=False)
     picture = folder / f"curves-{seed}.png"
     draw_curves(runs, picture)
+    report = write_report(runs, folder / f"report-{seed}")
     console.print(
-        f"\nLearning curves: {picture}. One seed proves nothing: docs/results compares the methods over several.\n"
+        f"\nLearning curves: {picture}; everything on one page: {report / 'report.html'}\n"
+        "One seed proves nothing: docs/results compares the methods over several.\n"
         "No language model was used: the `search` analyst tries plans in the simulator. `ultra prompt "
         f"{folder / ('ultra-ra-' + str(seed))}` prints what a language model would be sent about this policy."
     )

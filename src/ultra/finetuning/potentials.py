@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ultra.policies.policy import Policy
 from ultra.ppo.guidance import Guidance, Intervention, LossTerm
 from ultra.programs.compiled import CompiledPotential
-from ultra.programs.expression import Frame
+from ultra.programs.tape import Frame
 from ultra.tasks.batch import Facts, Indices, Observations, Snapshot, Step
 from ultra.tasks.spaces import Actions
 

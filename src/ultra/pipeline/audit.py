@@ -10,7 +10,7 @@ from typing import Any
 from ultra.advice.records import Verification, load_advice
 from ultra.config import takes_advice
 from ultra.pipeline.adopting import read_adopted
-from ultra.pipeline.program_search import read_turn, read_verified
+from ultra.pipeline.program_search import Verified, read_turn, read_verified
 from ultra.pipeline.round_advice import FIDELITY
 from ultra.pipeline.run import Run
 from ultra.pipeline.usage import usage_of
@@ -51,11 +51,14 @@ def proposals_of_run(run: Run) -> dict[str, Any] | None:
     items: list[dict[str, Any]] = []
     for folder in finished_rounds(run, "verify"):
         verified = read_verified(folder)
-        adopted = {program["name"] for program in read_adopted([folder])["programs"]}
+        adopted = read_adopted([folder])
+        seen: set[tuple[int, str]] = set()
         for turn in turns_of(folder):
             for entrant in turn["entrants"]:
-                if entrant["turn"] != turn["turn"] and entrant["turn"] > 0:
+                which = entrant["turn"], entrant["program"]["name"]
+                if which in seen:
                     continue  # carried over from an earlier turn
+                seen.add(which)
                 items.append(_fate(entrant, folder, verified, adopted))
     sources: dict[str, dict[str, int]] = {}
     for item in items:
@@ -76,15 +79,19 @@ def turns_of(folder: Path) -> list[dict[str, Any]]:
     return [read_turn(path) for path in sorted(folder.glob("turn-*.json"), key=lambda path: int(path.stem[5:]))]
 
 
-def _fate(entrant: dict[str, Any], folder: Path, verified: Sequence[Any], adopted: set[str]) -> dict[str, Any]:
+def _fate(
+    entrant: dict[str, Any], folder: Path, verified: Sequence[Verified], adopted: dict[str, Any]
+) -> dict[str, Any]:
     name = entrant["program"]["name"]
     episodes = gain = in_set = None
     played = 0
     for turn in turns_of(folder):
-        for other in turn["entrants"]:
-            if other["program"]["name"] == name:
-                played += other["episodes"]
-                gain = other["gain"] if other["gain"] is not None else gain
+        same = [item for item in turn["entrants"] if (item["turn"], item["program"]["name"]) == (entrant["turn"], name)]
+        for other in same:
+            played += other["episodes"]
+            gain = other["gain"] if other["gain"] is not None else gain
+        if not same:  # another of this name, in another turn
+            continue
         for standing in turn["standings"]:
             names = [program["name"] for program in standing["programs"]]
             mean = sum(standing["differences"]) / len(standing["differences"])
@@ -94,8 +101,10 @@ def _fate(entrant: dict[str, Any], folder: Path, verified: Sequence[Any], adopte
                 in_set = mean
     found = [item for item in verified if any(program.name == name for program in item.programs)]
     seen = found[0].verification if found else None
+    taken = any(program["name"] == name for program in adopted["programs"])
     return {
         "name": name,
+        "explanation": entrant["program"].get("explanation", ""),
         "source": entrant["source"],
         "round": int(folder.name.removeprefix("round-")),
         "turn": entrant["turn"],
@@ -106,7 +115,11 @@ def _fate(entrant: dict[str, Any], folder: Path, verified: Sequence[Any], adopte
         "gain_in_set": in_set,
         "verdict": seen.verdict if seen else None,
         "verified_gain": seen.advantage if seen else None,
-        "adopted": name in adopted,
+        "verified_ci95": [seen.low, seen.high] if seen else None,
+        "verified_pairs": seen.pairs if seen else None,
+        "verified_with": [program.name for program in found[0].programs if program.name != name] if seen else [],
+        "adopted": taken,
+        "how": adopted["how"] if taken else None,
     }
 
 

@@ -8,7 +8,7 @@ looked at, replaced or resumed alone. `Refinement.run_all` runs them all. What e
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +19,9 @@ import numpy as np
 from ultra.advice.records import Advice, load_advice, load_states, save_advice, save_states
 from ultra.analysts.base import Case
 from ultra.analysts.programs_file import ProgramsAnalyst
-from ultra.analysts.registry import check_ready, get_analyst
+from ultra.analysts.registry import get_analyst
 from ultra.collection.collect import collect, collect_within
-from ultra.collection.trajectories import Episodes, Trajectory, save_trajectory
+from ultra.collection.trajectories import Trajectory, save_trajectory
 from ultra.common.errors import UltraError
 from ultra.common.files import write_json
 from ultra.common.statistics import difference_interval
@@ -31,10 +31,12 @@ from ultra.evaluation.evaluate import evaluate, evaluation_seeds
 from ultra.evaluation.late_policies import BEFORE, CHOSEN, LAST, LatePolicies, choose
 from ultra.evaluation.starting import Start, load_start, measure_start
 from ultra.finetuning.methods import STAGES as METHOD_STAGES
-from ultra.finetuning.methods import STARTS, analysis_of, analyst_of, baseline, check_budget
+from ultra.finetuning.methods import STARTS, analyst_of, baseline, check_budget
 from ultra.pipeline import order
 from ultra.pipeline.adopting import ADOPTED, Adopted, adopt, read_adopted
 from ultra.pipeline.audit import audit_of_run, proposals_of_run
+from ultra.pipeline.checks import check_analyst, check_snapshots, task_of, with_discount
+from ultra.pipeline.context import opened_case
 from ultra.pipeline.program_search import POTENTIALS, ProgramSearch, read_potentials, read_verified
 from ultra.pipeline.progress import Reporter, TrainingLog
 from ultra.pipeline.round_advice import RoundAdvice
@@ -47,13 +49,7 @@ from ultra.policies.opening import open_policy
 from ultra.policies.policy import Policy, check_fits
 from ultra.ppo.guidance import Guidance, NoGuidance
 from ultra.ppo.train import train
-from ultra.tasks import Task, get_task
-from ultra.tasks.batch import Batch
 
-BRANCHES_TOGETHER = 64
-"""Environments for branches, where they are stepped as one array."""
-SINGLE_BRANCHES = 16
-"""The same where each is an object of its own: more would take long to make and step no faster."""
 EPISODES_TOGETHER = 256
 """Episodes collected before they are written to disk, which bounds memory."""
 
@@ -475,9 +471,20 @@ class Refinement:
         """Whether the first round begins with the policy that was trained to decide the order."""
         return self.decision.probe and self.decision.order == "last"
 
-    def case(self, number: int, stage: str) -> _CaseContext:
-        """The analysis context of a stage of a round, as a context manager."""
-        return _CaseContext(self, number, stage)
+    def case(self, number: int, stage: str) -> AbstractContextManager[Case]:
+        """What an analyst is given in a stage of a round, as a context."""
+        return opened_case(
+            self.run,
+            self.task,
+            self._policy(number),
+            self.rounds[number - 1],
+            stage,
+            self.budget,
+            self._rng(number, stage),
+            self.reporter,
+            failed=self._failed(number),
+            stuck=self.decision.order == "first",
+        )
 
     def _failed(self, number: int) -> list[Advice]:
         """Advice of the round before that was tried and did not help, the most harmful first."""
@@ -492,88 +499,3 @@ class Refinement:
         rng = self._rng(number, "guidance")
         with self.case(number, "finetune") as case:
             return baseline(self.config, case, self.run.round(number) / "states.jsonl", rng)
-
-
-class _CaseContext:
-    """Opens the analysis context of a stage, and closes its environments afterwards."""
-
-    def __init__(self, refinement: Refinement, number: int, stage: str) -> None:
-        self._refinement, self._number, self._stage = refinement, number, stage
-        self._batches: list[Batch] = []
-
-    def __enter__(self) -> Case:
-        own = self._refinement
-        config = own.config
-        together = BRANCHES_TOGETHER if own.task.make_threaded_batch else min(SINGLE_BRANCHES, BRANCHES_TOGETHER)
-        self._batches.append(own.task.make_batch(together, config.workers or None))
-        self._batches.append(own.task.make_local_batch(1))
-        title = f"{self._stage:<9} "
-        episodes = Episodes(own.run.round(self._number) / "trajectories")
-        plan = own.rounds[self._number - 1]
-        return Case(
-            task=own.task,
-            policy=own._policy(self._number),
-            episodes=episodes,
-            config=analysis_of(config, len(episodes)),
-            gamma=config.ppo.discount,
-            batch=self._batches[0],
-            replay=self._batches[1],
-            budget=own.budget,
-            allowance=plan.analyse,
-            rng=own._rng(self._number, self._stage),
-            progress=lambda text: own.reporter.say(title + text),
-            llm=config.llm,
-            folder=own.run.round(self._number),
-            run=own.run.identity,
-            failed=own._failed(self._number),
-            statemask=config.statemask,
-            ppo=config.ppo,
-            workers=config.workers,
-            stuck=own.decision.order == "first",
-            turns=config.programs.turns,
-            race_steps=plan.race // config.programs.turns,
-            verify_steps=plan.prove,
-        )
-
-    def __exit__(self, *error: object) -> None:
-        for batch in self._batches:
-            batch.close()
-
-
-def with_discount(config: RefineConfig, gamma: float | None) -> RefineConfig:
-    """A configuration whose discount is settled: what it says, else that of the policy, else the usual one."""
-    settled = config.ppo.discount if config.ppo.gamma is not None or gamma is None else gamma
-    return replace(config, ppo=replace(config.ppo, gamma=settled))
-
-
-def check_snapshots(task: Task, method: str) -> None:
-    """Check that a method which restores states can be used in a task.
-
-    Raises:
-        UltraError: if the environment does not repeat itself.
-    """
-    if task.snapshots == "none" and method not in ("none", "ppo", "jsrl"):
-        raise UltraError(
-            f"{task.name} does not repeat itself: the same seed and actions lead elsewhere, so advice cannot be tried; "
-            "use --method ppo, or draw all randomness from self.np_random (docs/own-environment.md)"
-        )
-
-
-def check_analyst(config: RefineConfig, task: Task) -> None:
-    """Check that a run's analyst exists, and that what it has to say already fits the task.
-
-    Raises:
-        UltraError: if it does not; nothing has been spent yet.
-    """
-    if not takes_advice(config.method):
-        return
-    check_ready(config.analyst, config.llm)
-    analyst = get_analyst(config.analyst)
-    if isinstance(analyst, ProgramsAnalyst):
-        analyst.check(task)
-
-
-def task_of(config: Any) -> Task:
-    """The task of a configuration, with its options."""
-    options = {name: getattr(config, name) for name in ("sticky", "threshold") if getattr(config, name)}
-    return get_task(config.task, **options, **config.env.options())

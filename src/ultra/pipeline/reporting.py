@@ -11,6 +11,15 @@ from typing import TYPE_CHECKING, Any
 from ultra.advice.records import Advice, load_advice
 from ultra.common import html
 from ultra.common.files import check_finite, to_json_text, write_atomically, write_json
+from ultra.pipeline.findings import (
+    PROGRAMS_HEADER,
+    STATES_HEADER,
+    adoption_lines,
+    program_rows,
+    source_rows,
+    state_rows,
+    tried,
+)
 from ultra.pipeline.run import Run, read_curve
 from ultra.pipeline.usage import describe_usage
 from ultra.simulation.budget import PURPOSES, steps_for
@@ -148,37 +157,8 @@ def explain(item: Advice) -> str:
         f"Episode {state.episode}, step {state.t} (importance {state.importance:.2f}): {state.explanation}",
         f"  Advice: {item.explanation}",
     ]
-    found = item.verification
-    if found is not None:
-        strength = f" at strength {found.strength:g}" if item.plan.relative else ""
-        lines.append(
-            f"  Tried{strength}: {found.verdict}, {found.advantage:+.2f} discounted return "
-            f"[{found.low:+.2f}, {found.high:+.2f}] over {found.pairs} paired branches."
-        )
-    return "\n".join(lines)
-
-
-def explain_programs(result: dict[str, Any]) -> str:
-    """The programs of a run as text: what became of each, and what was adopted; empty if none were asked for."""
-    proposals, adopted = result.get("proposals"), result.get("adopted")
-    if not proposals:
-        return ""
-    lines = ["Programs"]
-    for item in sorted(proposals["programs"], key=lambda item: -(item["gain"] if item["gain"] is not None else -1e99)):
-        gain = "not tried" if not item["episodes"] else f"tried in {item['episodes']} episodes"
-        if item["gain"] is not None:
-            gain += f", {item['gain']:+.3g} to the agent alone on common episodes"
-        if item["verdict"] is not None:
-            gain += f"; in fresh episodes {item['verdict']}, {item['verified_gain']:+.3g}"
-        lines.append(f"  {item['name']} ({item['source']}, turn {item['turn']}): {gain}")
-    if adopted and adopted["how"] != "none":
-        lines.append(f"Adopted ({adopted['how']}):")
-        for program in adopted["programs"]:
-            numbers = ", ".join(f"{name} = {p['value']:.4g}" for name, p in program.get("parameters", {}).items())
-            lines.append(f"  {program['name']}: {program['explanation']}" + (f" [{numbers}]" if numbers else ""))
-        lines += [f"  not by {reason}" for reason in adopted["attempts"]]
-    else:
-        lines.append("None was adopted.")
+    if item.verification is not None:
+        lines.append(f"  Tried: {tried(item)}.")
     return "\n".join(lines)
 
 
@@ -200,9 +180,11 @@ def _score(value: float | None) -> str:
     return "minus infinity" if value is None else f"{value:+.2f}"
 
 
-def audit_table(audit: dict[str, Any], analyst: str) -> str:
-    """The audit of an analyst as a Markdown table: its advice, and random plans at the same states."""
-    header = ["", "helps", "harms", "unclear", "not tried", "mean advantage [95%]", "steps", "steps per helpful one"]
+AUDIT_HEADER = ("", "helps", "harms", "unclear", "not tried", "mean advantage [95%]", "steps", "steps per helpful one")
+
+
+def audit_parts(audit: dict[str, Any], analyst: str) -> tuple[list[list[str]], list[str]]:
+    """The audit of an analyst: rows for its advice and for random plans at the same states, and remarks."""
     parts = {analyst: audit, "random plans there": audit["random_control"]}
     rows = []
     for name, part in parts.items():
@@ -216,12 +198,27 @@ def audit_table(audit: dict[str, Any], analyst: str) -> str:
                 mean += f" [{part['ci95'][0]:+.3g}, {part['ci95'][1]:+.3g}]"
         price = f"{part['steps_per_helpful']:,}" if part["steps_per_helpful"] else "-"
         rows.append([name, *counts, mean, f"{part['verification_steps']:,}", price])
-    text = markdown_table(header, rows) if rows else "No advice was given.\n"
+    remarks = []
     if audit.get("fidelity"):
-        text += f"\nOf the critical states of {analyst}: {describe_fidelity(audit['fidelity'])}.\n"
+        remarks.append(f"Of the critical states of {analyst}: {describe_fidelity(audit['fidelity'])}.")
     if audit["tokens_per_helpful"] is not None:
-        text += f"\n{audit['tokens_per_helpful']:,.0f} tokens, ${audit['cost_per_helpful']:.4f} for each that helps.\n"
-    return text
+        price = f"{audit['tokens_per_helpful']:,.0f} tokens, ${audit['cost_per_helpful']:.4f}"
+        remarks.append(f"{price} for each suggestion that helps.")
+    return rows, remarks
+
+
+def audit_table(audit: dict[str, Any], analyst: str) -> str:
+    """The audit of an analyst as a Markdown table with remarks."""
+    rows, remarks = audit_parts(audit, analyst)
+    text = markdown_table(AUDIT_HEADER, rows) if rows else "No advice was given.\n"
+    return text + "".join(f"\n{remark}\n" for remark in remarks)
+
+
+def programs_text(result: dict[str, Any]) -> str:
+    """The programs of a run as a Markdown table, and what was adopted; empty if none were asked for."""
+    rows = [[name, *rest] for name, _, *rest in program_rows(result)]
+    lines = "".join(f"\n{line}\n" for line in adoption_lines(result))
+    return (markdown_table([PROGRAMS_HEADER[0], *PROGRAMS_HEADER[2:]], rows) if rows else "") + lines
 
 
 def write_report(runs: Sequence[Run], out: Path) -> Path:
@@ -242,28 +239,51 @@ def write_report(runs: Sequence[Run], out: Path) -> Path:
 
 
 def _audits(results: Sequence[dict[str, Any]]) -> list[str]:
-    """The audit of each run that used advice."""
-    return [audit_table(result["audit"], result["analyst"]) for result in results if result.get("audit") is not None]
+    """The audit and the programs of each run that used advice."""
+    audits = [audit_table(item["audit"], item["analyst"]) for item in results if item.get("audit") is not None]
+    return [*audits, *filter(None, map(programs_text, results))]
 
 
 def _page(
     runs: Sequence[Run], results: Sequence[dict[str, Any]], table: tuple[list[str], list[list[str]]], picture: Path
 ) -> str:
-    """One self-contained page: table, curves, critical states."""
-    advice = "\n\n".join(explain(item) for run in runs for item in advice_of(run)) or "This method uses no advice."
-    advice = "\n\n".join([advice, *filter(None, map(explain_programs, results))])
+    """One self-contained page: table, curves, audits, critical states, programs."""
     usage = "\n".join(f"{label(result)}: {describe_usage(result.get('llm', {}))}" for result in results)
     return html.page(
         f"ULTRA: {results[0]['task']}",
         [
             html.table(*table),
             html.image(picture, "Learning curves"),
-            html.heading("Audit of the advice"),
-            html.preformatted("\n".join(_audits(results)) or "This method uses no advice."),
-            html.heading("Critical states and advice"),
-            html.preformatted(advice),
+            *(
+                part
+                for run, result in zip(runs, results, strict=True)
+                for part in _findings(run, result, len(runs) > 1)
+            ),
             html.heading("Language model"),
             html.preformatted(usage),
             html.folded("Results as JSON", to_json_text(results, "the report", "indented")),
         ],
     )
+
+
+def _findings(run: Run, result: dict[str, Any], several: bool) -> list[str]:
+    """Sections of one run: how good the analyst was, the critical states, the programs."""
+    of = f" of {label(result)}" if several else ""
+    parts: list[str] = []
+    if result.get("audit") is not None:
+        rows, remarks = audit_parts(result["audit"], result["analyst"])
+        parts.append(html.heading(f"Audit of the advice{of}"))
+        parts += [html.table(AUDIT_HEADER, rows)] if rows else [html.paragraph("No advice was given.")]
+        parts += [html.paragraph(remark) for remark in remarks]
+    states = state_rows(run)
+    parts.append(html.heading(f"Critical states and advice{of}"))
+    parts.append(
+        html.table(STATES_HEADER, states) if states else html.paragraph("This method names no critical states.")
+    )
+    programs = program_rows(result)
+    if result.get("proposals"):
+        counts = source_rows(result)
+        parts.append(html.heading(f"Programs{of}"))
+        parts += map(html.paragraph, adoption_lines(result))
+        parts += [html.table(counts[0], counts[1:]), html.table(PROGRAMS_HEADER, programs)] if programs else []
+    return parts

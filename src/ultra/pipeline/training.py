@@ -10,8 +10,8 @@ from ultra.common.files import write_json
 from ultra.common.streams import stream
 from ultra.config import TrainConfig
 from ultra.evaluation.evaluate import evaluate, evaluation_seeds
+from ultra.pipeline.checks import task_of
 from ultra.pipeline.progress import Reporter, TrainingLog
-from ultra.pipeline.refinement import task_of
 from ultra.pipeline.run import Run, versions
 from ultra.policies.io import load_policy, save_policy
 from ultra.policies.policy import Architecture, create_policy

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ultra.common.errors import PolicyError
 from ultra.programs.executor import Executor
-from ultra.programs.expression import PREVIOUS, START
+from ultra.programs.tape import PREVIOUS, START
 from ultra.tasks.spaces import Actions, Discrete
 
 if TYPE_CHECKING:

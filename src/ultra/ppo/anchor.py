@@ -1,9 +1,11 @@
 """Training on from a good policy without forgetting it.
 
 Plain PPO loses a policy that was tuned rather than trained: its critic still values the policy from before, its
-exploration noise is too large for what was tuned, and nothing holds it back. So the critic is fitted before the actor
-moves, the noise starts low, and a penalty on the divergence from the policy with which training begins, the
-reference, is annealed to a floor (docs/decisions/0015-training-on-without-forgetting.md).
+exploration noise is larger than what was tuned stands, and nothing holds it back. So the critic is fitted before the
+actor moves, noise may start lower, and a penalty on the divergence from the policy with which training begins, the
+reference, is annealed to a floor. What holds how well was measured (docs/results/training-on.md). It slows forgetting
+and does not rule it out: the best policy on the way is chosen in whole episodes, the reference among them
+(`ultra.evaluation.late_policies`).
 """
 
 from __future__ import annotations

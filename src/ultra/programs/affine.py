@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ultra.common.errors import UltraError
 from ultra.programs.compiled import Controller
-from ultra.programs.expression import AGENT, CLOCKS, FACTS, MEMORY, PREVIOUS, SETTINGS, START, Instruction, compute
+from ultra.programs.tape import AGENT, CLOCKS, FACTS, MEMORY, PREVIOUS, SETTINGS, START, Instruction, compute
 
 
 class NotAffineError(UltraError):

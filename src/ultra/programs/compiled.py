@@ -11,20 +11,9 @@ from functools import cache, cached_property, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ultra.programs.expression import (
-    AGENT,
-    CLOCKS,
-    FACTS,
-    MEMORY,
-    PREVIOUS,
-    SETTINGS,
-    START,
-    ExpressionError,
-    Instruction,
-    Reader,
-    Tape,
-)
+from ultra.programs.expression import ExpressionError, Reader
 from ultra.programs.records import MAX_INSTRUCTIONS, Assignment, Potential, Program, ProgramError
+from ultra.programs.tape import AGENT, CLOCKS, FACTS, MEMORY, PREVIOUS, SETTINGS, START, Instruction, Tape
 from ultra.tasks.plans import Plan
 from ultra.tasks.spaces import ActionSpace, Discrete
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultra.programs.compiled import Compiled
-from ultra.programs.expression import PREVIOUS, START, Frame
+from ultra.programs.tape import PREVIOUS, START, Frame
 from ultra.tasks.spaces import Actions, ActionSpace, Continuous
 
 NONE = -1

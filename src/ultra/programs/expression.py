@@ -19,12 +19,24 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ultra.common.errors import UltraError
+from ultra.programs.tape import (
+    AGENT,
+    ARITHMETIC,
+    COMPARISONS,
+    FACTS,
+    FUNCTIONS,
+    PREVIOUS,
+    START,
+    Instruction,
+    Tape,
+    Values,
+    frame,
+)
 
 MAX_LENGTH = 600
 """Most characters of an expression."""
@@ -32,10 +44,6 @@ MAX_DEPTH = 24
 """Most levels of nesting."""
 MAX_NUMBER = 1e9
 """Largest magnitude of a number that is written in an expression."""
-
-Values = NDArray[Any]
-"""(n,) floats or booleans, or a scalar that holds for all n."""
-
 
 LONGEST_MESSAGE = 4000
 """Characters of an error, which shows parts of what was given."""
@@ -53,251 +61,14 @@ class ExpressionError(UltraError):
         super().__init__(printable(message[:LONGEST_MESSAGE]))
 
 
-class Frame(NamedTuple):
-    """What expressions may read in one step of n environments."""
-
-    facts: Values
-    """(n, n_facts) of the states."""
-    previous: Values
-    """(n, n_facts) one step earlier; in an episode's first state, that state itself."""
-    start: Values
-    """(n, n_facts) of the states in which the episodes began."""
-    agent: Values
-    """(n, n_actions): the agent's own action; for discrete actions 1 for the one it chose, 0 for the others."""
-    settings: Values
-    """(n, n_settings): values of the parameters."""
-    clocks: Values
-    """(n, n_clocks) in radians."""
-    memory: Values
-    """(n, n_registers)."""
-
-
-FACTS, PREVIOUS, START, AGENT, SETTINGS, CLOCKS, MEMORY = range(7)
-
-
-def _differ(left: Values, right: Values) -> Values:
-    """Not equal, where both are numbers; other comparisons do not hold without that anyway."""
-    result: Values = (left != right) & ~np.isnan(left) & ~np.isnan(right)
-    return result
-
-
-def _wrap(angle: Values) -> Values:
-    """An angle moved into -pi..pi."""
-    result: Values = np.mod(angle + np.pi, 2 * np.pi) - np.pi
-    return result
-
-
-def _clip(value: Values, low: Values, high: Values) -> Values:
-    return np.minimum(np.maximum(value, low), high)
-
-
-def _pick(index: Values, *options: Values) -> Values:
-    """The option at the whole part of an index; no number where there is none."""
-    place = np.floor(index)
-    valid = (place >= 0) & (place < len(options))
-    table = np.stack(np.broadcast_arrays(*(np.asarray(option, np.float64) for option in options)))
-    row = np.where(valid, place, 0).astype(np.intp)
-    picked = table[row] if table.ndim == 1 else table[row, np.arange(table.shape[1])]
-    return np.where(valid, picked, np.nan)
-
-
-def _as_number(condition: Values) -> Values:
-    return np.asarray(condition, dtype=np.float64)
-
-
-_COMPARISONS: dict[type[ast.cmpop], tuple[str, Callable[..., Values]]] = {
-    ast.Lt: ("<", np.less),
-    ast.LtE: ("<=", np.less_equal),
-    ast.Gt: (">", np.greater),
-    ast.GtE: (">=", np.greater_equal),
-    ast.Eq: ("==", np.equal),
-    ast.NotEq: ("!=", _differ),
-}
-_ARITHMETIC: dict[type[ast.operator], tuple[str, Callable[..., Values]]] = {
-    ast.Add: ("+", np.add),
-    ast.Sub: ("-", np.subtract),
-    ast.Mult: ("*", np.multiply),
-    ast.Div: ("/", np.divide),
-    ast.Mod: ("%", np.mod),
-    ast.Pow: ("**", np.power),
-}
-_FUNCTIONS: dict[str, tuple[int, int, Callable[..., Values]]] = {
-    "abs": (1, 1, np.abs),
-    "sign": (1, 1, np.sign),
-    "sin": (1, 1, np.sin),
-    "cos": (1, 1, np.cos),
-    "tan": (1, 1, np.tan),
-    "atan2": (2, 2, np.arctan2),
-    "sqrt": (1, 1, np.sqrt),
-    "exp": (1, 1, np.exp),
-    "log": (1, 1, np.log),
-    "tanh": (1, 1, np.tanh),
-    "floor": (1, 1, np.floor),
-    "wrap": (1, 1, _wrap),
-    "clip": (3, 3, _clip),
-    "min": (2, 32, np.minimum),
-    "max": (2, 32, np.maximum),
-    "pick": (2, 64, _pick),
-}
-"""Least and most arguments, and the function on arrays."""
-_CONDITIONS = frozenset({"and", "or", "not", "true", "false", *(sign for sign, _ in _COMPARISONS.values())})
-"""Operations whose result is a condition, not a number."""
 _READS = {"prev": PREVIOUS, "start": START}
-RESERVED = frozenset({*_FUNCTIONS, *_READS, "agent", "true", "false", "pi", "and", "or", "not", "if", "else"})
+RESERVED = frozenset({*FUNCTIONS, *_READS, "agent", "true", "false", "pi", "and", "or", "not", "if", "else"})
 """Names that parameters, clocks, registers and lets may not have."""
 SYNTAX = (
     "+ - * / % **, comparisons, and, or, not, x if condition else y, "
-    f"{', '.join(_FUNCTIONS)}, prev(fact), start(fact), agent(action), true, false, pi, and known names"
+    f"{', '.join(FUNCTIONS)}, prev(fact), start(fact), agent(action), true, false, pi, and known names"
 )
 """What may stand in an expression, for messages and prompts."""
-
-
-class Instruction(NamedTuple):
-    """One operation on arrays."""
-
-    operation: str
-    """A function or sign; `number`, `read`, or `setting` (a setting at a computed place)."""
-    operands: tuple[int, ...] = ()
-    """Places of earlier instructions."""
-    value: float = 0.0
-    """Of a number."""
-    source: int = -1
-    """Of a read: which array of the frame."""
-    column: int = -1
-    """Of a read: which column."""
-    table: tuple[int, int, int] = (0, 0, 0)
-    """Of a setting at a computed place: its first column, its length, and the columns between two entries."""
-
-
-class Tape:
-    """Instructions in order; an expression is the place of its last one."""
-
-    def __init__(self) -> None:
-        self.instructions: list[Instruction] = []
-        self._places: dict[Instruction, int] = {}
-        self._code: list[tuple[int, Any, Any]] = []
-
-    def __len__(self) -> int:
-        return len(self.instructions)
-
-    def add(self, instruction: Instruction) -> int:
-        """The place of an instruction, which is appended unless it is there already; constants are folded."""
-        operands = [self.instructions[place] for place in instruction.operands]
-        if operands and instruction.operation != "setting" and all(_is_constant(operand) for operand in operands):
-            value = compute(instruction.operation, [_constant(operand) for operand in operands])
-            if instruction.operation in _CONDITIONS:
-                return self.add(Instruction("true" if value else "false"))
-            return self.number(float(value))
-        place = self._places.get(instruction)
-        if place is None:
-            place = len(self.instructions)
-            self.instructions.append(instruction)
-            self._code.append(_compiled(instruction))
-            self._places[instruction] = place
-        return place
-
-    def number(self, value: float) -> int:
-        """The place of a constant; negative zero becomes zero, to which it compares equal."""
-        return self.add(Instruction("number", value=value + 0.0))
-
-    def read(self, source: int, column: int) -> int:
-        """The place of what stands in a column of one of the frame's arrays."""
-        return self.add(Instruction("read", source=source, column=column))
-
-    def is_condition(self, place: int) -> bool:
-        """Whether the value at a place is true or false, not a number."""
-        return self.instructions[place].operation in _CONDITIONS
-
-    def is_true(self, place: int) -> bool:
-        """Whether the value at a place is the constant `true`."""
-        return self.instructions[place].operation == "true"
-
-    def reads(self, source: int) -> frozenset[int]:
-        """Columns of one of the frame's arrays that are read."""
-        return frozenset(item.column for item in self.instructions if item.source == source)
-
-    def run(self, frame: Frame) -> list[Values]:
-        """The value at every place, (n,) each or a scalar."""
-        values: list[Values] = []
-        append = values.append
-        with np.errstate(all="ignore"):
-            for kind, function, operands in self._code:
-                if kind == 2:
-                    append(function(values[operands[0]], values[operands[1]]))
-                elif kind == 1:
-                    append(function(values[operands]))
-                elif kind == 0:
-                    append(frame[function][:, operands])
-                elif kind == -1:
-                    append(operands)
-                elif kind == -2:
-                    append(_setting_at(frame.settings, values[operands[0]], *operands[1:]))
-                else:
-                    append(function(*[values[operand] for operand in operands]))
-        return values
-
-
-def _is_constant(instruction: Instruction) -> bool:
-    return instruction.operation in ("number", "true", "false")
-
-
-def _constant(instruction: Instruction) -> Any:
-    return np.float64(instruction.value) if instruction.operation == "number" else instruction.operation == "true"
-
-
-def _many(function: Callable[..., Values]) -> Callable[..., Values]:
-    """A function of two arguments, for two or more."""
-
-    def call(*values: Values) -> Values:
-        result = function(values[0], values[1])
-        for value in values[2:]:
-            result = function(result, value)
-        return result
-
-    return call
-
-
-_OPERATIONS: dict[str, Callable[..., Values]] = {
-    **dict(_COMPARISONS.values()),
-    **dict(_ARITHMETIC.values()),
-    **{name: function for name, (_, _, function) in _FUNCTIONS.items()},
-    "min": _many(np.minimum),
-    "max": _many(np.maximum),
-    "negative": np.negative,
-    "and": np.logical_and,
-    "or": np.logical_or,
-    "not": np.logical_not,
-    "if": np.where,
-    "as number": _as_number,
-}
-
-
-def compute(operation: str, values: Sequence[Any]) -> Any:
-    """One operation on numbers, (n,) each or scalars."""
-    with np.errstate(all="ignore"):
-        return _OPERATIONS[operation](*values)
-
-
-def _setting_at(settings: Values, index: Values, first: int, count: int, stride: int) -> Values:
-    """Settings of each row at a computed place of a table in them; no number beyond its ends."""
-    place = np.floor(index)
-    valid = (place >= 0) & (place < count)
-    columns = first + stride * np.where(valid, place, 0).astype(np.intp)
-    return np.where(valid, settings[np.arange(len(settings)), columns], np.nan)
-
-
-def _compiled(instruction: Instruction) -> tuple[int, Any, Any]:
-    operation, operands = instruction.operation, instruction.operands
-    if operation == "read":
-        return 0, instruction.source, instruction.column
-    if operation == "setting":
-        return -2, None, (operands[0], *instruction.table)
-    if not operands:
-        return -1, None, _constant(instruction)
-    function = _OPERATIONS[operation]
-    if len(operands) == 1:
-        return 1, function, operands[0]
-    return len(operands), function, operands
 
 
 class Reader:
@@ -451,17 +222,17 @@ class Reader:
         sides = [self._number(side, depth) for side in (node.left, *node.comparators)]
         place = -1
         for op, pair in zip(node.ops, pairwise(sides), strict=True):
-            if type(op) not in _COMPARISONS:
+            if type(op) not in COMPARISONS:
                 raise self._error(node, f"compares by {type(op).__name__}: known are < <= > >= == !=")
-            held = self.tape.add(Instruction(_COMPARISONS[type(op)][0], pair))
+            held = self.tape.add(Instruction(COMPARISONS[type(op)][0], pair))
             place = held if place < 0 else self.tape.add(Instruction("and", (place, held)))
         return place
 
     def _arithmetic(self, node: ast.BinOp, depth: int) -> int:
-        if type(node.op) not in _ARITHMETIC:
+        if type(node.op) not in ARITHMETIC:
             raise self._error(node, f"uses {type(node.op).__name__}: known are + - * / % **")
         operands = self._number(node.left, depth), self._number(node.right, depth)
-        return self.tape.add(Instruction(_ARITHMETIC[type(node.op)][0], operands))
+        return self.tape.add(Instruction(ARITHMETIC[type(node.op)][0], operands))
 
     def _choice(self, node: ast.IfExp, depth: int) -> int:
         test = self._condition(node.test, depth)
@@ -471,12 +242,12 @@ class Reader:
 
     def _call(self, node: ast.Call, depth: int) -> int:
         name = node.func.id if isinstance(node.func, ast.Name) else ""
-        if node.keywords or (name not in _FUNCTIONS and name not in (*_READS, "agent")):
+        if node.keywords or (name not in FUNCTIONS and name not in (*_READS, "agent")):
             raise self._error(
-                node, f"calls something unknown: functions are {', '.join([*_FUNCTIONS, *_READS, 'agent'])}"
+                node, f"calls something unknown: functions are {', '.join([*FUNCTIONS, *_READS, 'agent'])}"
             )
-        if name in _FUNCTIONS:
-            least, most, _ = _FUNCTIONS[name]
+        if name in FUNCTIONS:
+            least, most, _ = FUNCTIONS[name]
             if not least <= len(node.args) <= most:
                 wanted = str(least) if least == most else f"{least} to {most}"
                 raise self._error(node, f"has {len(node.args)} arguments: {name} takes {wanted}")
@@ -533,13 +304,6 @@ class Condition:
             )
         held = self.tape.run(frame(facts, before))[self.place]
         return np.broadcast_to(held, (len(facts),)).astype(np.bool_)
-
-
-def frame(facts: Values, previous: Values | None = None, start: Values | None = None) -> Frame:
-    """A frame of facts alone."""
-    nothing = np.zeros((len(facts), 0))
-    before = facts if previous is None else previous
-    return Frame(facts, before, facts if start is None else start, nothing, nothing, nothing, nothing)
 
 
 def parse(text: str, names: Sequence[str]) -> Condition:

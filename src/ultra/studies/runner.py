@@ -13,7 +13,7 @@ from ultra.common.files import make_directory, write_json
 from ultra.common.locks import LOCK_FILES, hold_directory, make_permits
 from ultra.config import RefineConfig
 from ultra.finetuning.methods import check_budget
-from ultra.pipeline.refinement import task_of
+from ultra.pipeline.checks import task_of
 from ultra.pipeline.run import Run
 from ultra.policies.io import save_policy
 from ultra.policies.opening import open_policy
