@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,14 @@ import pytest
 from gymnasium import spaces
 from tests.test_sb3 import ACTIONS, VECTOR, Given, assert_acts_as, change, save_model
 
+from ultra import api
+from ultra.analysts.registry import check_ready
 from ultra.cli import main as cli
 from ultra.common.errors import PolicyError, UltraError
+from ultra.common.records import record_from, whole_number
+from ultra.config import EvaluateConfig, GuidanceConfig, LLMConfig, PPOConfig, RefineConfig, TrainConfig
 from ultra.evaluation.evaluate import evaluate
+from ultra.pipeline.run import Run
 from ultra.policies.io import load_policy, save_policy
 from ultra.policies.opening import open_policy
 from ultra.policies.policy import Architecture, check_fits, create_policy
@@ -208,10 +216,6 @@ def test_squashed_actions_are_refused(tmp_path: Path) -> None:
 
 def test_training_goes_on_with_the_discount_of_the_policy(tmp_path: Path) -> None:
     """Of a zip, of `ultra train` and of a refined policy, unless another one is asked for."""
-    from ultra import api
-    from ultra.config import EvaluateConfig, PPOConfig, RefineConfig, TrainConfig
-    from ultra.pipeline.run import Run
-
     sb3.PPO("MlpPolicy", gymnasium.make("CartPole-v1"), gamma=0.9, device="cpu").save(tmp_path / "m.zip")
     small = PPOConfig(environments=2, rollout_steps=32)
     train = TrainConfig("CartPole-v1", steps=64, ppo=PPOConfig(2, 32, gamma=0.8), evaluate=EvaluateConfig(2), workers=1)
@@ -410,3 +414,159 @@ def test_mujoco_writes_neither_warnings_nor_a_file(tmp_path: Path) -> None:
     text = "from ultra.tasks import get_task; get_task('HalfCheetah-v5')"
     done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert (done.stdout + done.stderr, list(tmp_path.iterdir())) == ("", [])
+
+
+# -- first use -------------------------------------------------------------------------------------
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """What a command says that is refused, on one line."""
+    assert cli.run([str(word) for word in words]) in (2, 3)
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and not captured.out, captured
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["train", "CartPole-v1", "--steps", "100"],
+        ["train", "Cartpole-v1"],
+        ["train", "CartPole-v1", "--seed", "-1"],
+        ["train", "CartPole-v1", "--hidden", "-5"],
+        ["train", "CartPole-v1", "--hidden", "0"],
+        ["train", "CartPole-v1", "--sticky", "0.5"],
+        ["refine", "CartPole-v1", "--policy", "POLICY", "--analyst", "foo"],
+        ["refine", "CartPole-v1", "--policy", "POLICY", "--analyst", "llm:openai/gpt-5"],
+        ["refine", "CartPole-v1", "--policy", "POLICY", "--analyst", "llm:local/m"],
+        ["refine", "CartPole-v1", "--policy", "POLICY", "--analyst", "llm:local/m", "--base-url", "http://127.0.0.1:9"],
+        ["refine", "CartPole-v1", "--policy", "POLICY", "--analyst", "recorded:none.jsonl"],
+        ["refine", "CartPole-v1", "--policy", "POLICY", "--steps", "100"],
+        ["refine", "Acrobot-v1", "--policy", "POLICY"],
+        ["refine", "CartPole-v1", "--policy", "none"],
+    ],
+    ids=" ".join,
+)
+def test_nothing_is_written_before_a_command_is_found_to_be_good(
+    options: list[str], policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    complaint(capsys, *(str(policy) if word == "POLICY" else word for word in options), "--out", out)
+    assert not out.exists()
+
+
+def test_a_model_that_its_server_does_not_have_is_named_before_the_first_step(
+    policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Models(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = json.dumps({"data": [{"id": "qwen3:latest", "owned_by": "library"}]}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Models)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    try:
+        command = ["refine", "CartPole-v1", "--policy", policy, "--base-url", url, "--out", tmp_path / "run"]
+        error = complaint(capsys, *command, "--analyst", "llm:local/qwen4")
+        check_ready("llm:local/qwen3", LLMConfig(base_url=url))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert "does not know this model; it has qwen3:latest" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: RefineConfig("x", seed=-1), "seed is -1, but must be at least 0"),
+        (lambda: RefineConfig("x", steps="many"), "steps is many, but must be a whole number"),  # type: ignore[arg-type]
+        (lambda: RefineConfig("x", steps=2.5), "steps is 2.5, but must be a whole number"),  # type: ignore[arg-type]
+        (lambda: RefineConfig("x", ppo={}), "ppo is {}, but must be a PPOConfig"),  # type: ignore[arg-type]
+        (lambda: PPOConfig(clip=float("nan")), "ppo.clip is nan, but must be above 0"),
+        (lambda: GuidanceConfig(lam=float("inf")), "guidance.lambda is inf, but must be at most 1,000,000,000"),
+        (lambda: TrainConfig("x", hidden=(8, 0)), "hidden is 8 0, but must be at least 1"),
+        (lambda: api.evaluate("x", "CartPole-v1", episodes=0), "episodes is 0, but must be at least 2"),
+        (lambda: api.evaluate("x", "CartPole-v1", seed=-1), "seed is -1, but must be at least 0"),
+        (lambda: record_from(RefineConfig, {"task": "x", "guidance": {"lambda": -1}}), "guidance.lambda is -1.0, but"),
+        (lambda: record_from(RefineConfig, {"task": "x", "steps": "2e-5"}), "steps is '2e-5', but must be a whole"),
+    ],
+)
+def test_settings_are_refused_alike_in_python_and_in_files(make: Any, says: str) -> None:
+    with pytest.raises(UltraError, match=re.escape(says)):
+        make()
+
+
+def test_what_means_the_same_is_accepted(tmp_path: Path) -> None:
+    config = RefineConfig("x", policy=tmp_path, steps=np.int64(5), seed=2.0, threshold=1)  # type: ignore[arg-type]
+    assert (config.policy, config.steps, config.seed, config.threshold) == (str(tmp_path), 5, 2, 1.0)
+    assert [type(value) for value in (config.steps, config.seed, config.threshold)] == [int, int, float]
+    text = {"task": "x", "steps": "2e5", "seed": "1_000", "guidance": {"lambda": 2}}
+    read = record_from(RefineConfig, text)
+    assert (read.steps, read.seed, read.guidance.lam) == (200_000, 1000, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("200000", 200_000), ("200_000", 200_000), ("1e5", 100_000), ("1.5e3", 1500), ("-2E2", -200), ("1e12", 10**12)],
+)
+def test_whole_numbers_as_people_write_them(text: str, number: int) -> None:
+    assert whole_number(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "1e-5", "1.5", "1e1.5", "inf", "nan", "1e999999", "ten", "0x10", "1e", "_"])
+def test_what_is_no_whole_number_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        whole_number(text)
+
+
+def test_steps_in_scientific_notation_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("1e2", "1_00"):
+        assert "100 steps are left" in complaint(
+            capsys, "train", "CartPole-v1", "--steps", text, "--out", tmp_path / "run", "--quiet"
+        )
+
+
+@pytest.mark.parametrize("verb", [["tasks"], ["card", "CartPole-v1"], ["ledger", "list"], ["report", "none"]])
+def test_every_verb_takes_quiet(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    cli.run([*verb, "--quiet"])
+    assert "unrecognized" not in capsys.readouterr().err.lower()
+
+
+def test_quiet_hides_progress_and_no_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(tmp_path / "m.zip", gymnasium.make("CartPole-v1"))
+    change(tmp_path / "m.zip", data=lambda settings: settings.update(_last_original_obs={":serialized:": ""}))
+    command = ["refine", "CartPole-v1", "--policy", tmp_path / "m.zip", "--method", "none", "--workers", "1"]
+    command += ["--evaluate.episodes", "2", "--out", tmp_path / "run", "--quiet"]
+    assert cli.run([str(word) for word in command]) == 0
+    told = capsys.readouterr().err
+    assert "warning: the policy was trained with VecNormalize statistics, which are missing" in " ".join(told.split())
+    assert "episodes" not in told
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]", "3", "null", '"x"', "", "{}", '{"format": 2}',
+        '{"format": 2, "versions": []}', '{"format": 2, "versions": {"ultra-refine": "1"}, "command": []}',
+        '{"format": 2, "versions": {"ultra-refine": "1"}, "command": "refine", "config": [], "done": {}}',
+        '{"format": 2, "versions": {"ultra-refine": "1"}, "command": "refine", "config": {"task": "x"}, "done": [1]}',
+        '{"format": 2, "versions": {"ultra-refine": "1"}, "command": "refine", "config": {"task": 1}, "done": {}}',
+    ],
+)  # fmt: skip
+def test_a_damaged_run_is_called_that(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.json").write_text(content)
+    for verb in ("identify", "report", "prompt", "fidelity"):
+        assert "run.json is damaged" in complaint(capsys, verb, tmp_path)
+
+
+def test_an_option_for_other_tasks_names_the_task(capsys: pytest.CaptureFixture[str], policy: Path) -> None:
+    error = complaint(capsys, "evaluate", policy, "--task", "CartPole-v1", "--sticky", "0.5")
+    assert "CartPole-v1 takes no --sticky" in error

@@ -142,19 +142,43 @@ def test_weights_that_are_not_finite_are_refused(capsys: pytest.CaptureFixture[s
     assert "finite" in error
 
 
-def test_settings_out_of_range_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    command = ["refine", "hopper", "--policy", HOPPER, "--out", str(tmp_path / "run")]
-    for option, value, reason in (
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
         ("--steps", "0", "--steps is 0, but must be at least 1"),
-        ("--verify-budget", "1.5", "share is 1.5, but must be between 0 and 1"),
-        ("--ppo.minibatch", "77", "minibatch is 77, but must be a divisor"),
-        ("--analyse.states", "many", "many"),
-        ("--ppo.minibach", "64", "--ppo.minibatch"),
-    ):
-        with pytest.raises(SystemExit) as ended:
-            cli([*command, option, value])
-        assert ended.value.code == 2
-        assert reason in capsys.readouterr().err
+        ("--steps", "1e13", "--steps is 10,000,000,000,000, but must be at most 1,000,000,000,000"),
+        ("--seed", "-1", "--seed is -1, but must be at least 0"),
+        ("--verify-budget", "1.5", "--verify-budget is 1.5, but must be above 0 and below 1"),
+        ("--verify.share", "1.5", "--verify.share is 1.5, but must be above 0 and below 1"),
+        ("--lambda", "inf", "--lambda is inf, but must be at most 1,000,000,000"),
+        ("--guidance.lambda", "-1", "--guidance.lambda is -1.0, but must be at least 0"),
+        ("--collect.share", "0", "--collect.share is 0.0, but must be above 0 and below 1"),
+        ("--ppo.minibatch", "77", "--ppo.minibatch is 77, but must be a divisor"),
+        ("--ppo.minibatch", "0", "--ppo.minibatch is 0, but must be at least 1"),
+        ("--ppo.clip", "nan", "--ppo.clip is nan, but must be above 0"),
+        ("--ppo.clip_range", "-1", "--ppo.clip-range is -1.0, but must be above 0"),
+        ("--ppo.gradient-norm", "-1", "--ppo.gradient-norm is -1.0, but must be above 0"),
+        ("--env-kwargs", "x", "--env-kwargs is x, but must be NAME=VALUE"),
+    ],
+)
+def test_settings_out_of_range_are_refused(
+    option: str, value: str, reason: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    error = complaint(capsys, "refine", "hopper", "--policy", HOPPER, "--out", tmp_path / "run", option, value)
+    assert reason in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason"), [("--analyse.states", "many", "many"), ("--ppo.minibach", "64", "--ppo.minibatch")]
+)
+def test_options_that_cannot_be_read_are_refused(
+    option: str, value: str, reason: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli(["refine", "hopper", "--policy", HOPPER, "--out", str(tmp_path / "run"), option, value])
+    assert ended.value.code == 2
+    assert reason in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

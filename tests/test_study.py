@@ -145,7 +145,7 @@ def test_settings_of_the_closer_part_take_precedence() -> None:
         ({"methods": {"ppo": 3}}, "methods.ppo must hold settings by name, not 3"),
         ({"tasks": {"hopper": {"settings": {"ppo": {"gama": 1}}}}}, "'tasks.hopper.settings.ppo.gama'"),
         ({"settings": {"seed": 1}}, "settings.seed cannot be set"),
-        ({"settings": {"steps": 0}}, "--steps is 0"),
+        ({"settings": {"steps": 0}}, "steps is 0, but must be at least 1"),
         ({"baseline": "pp"}, "baseline 'pp' is not in the study: did you mean 'ppo'?"),
         ({"methods": ["ultra-a"], "analysts": [], "baseline": "ultra-a"}, "analysts is empty"),
         ({"cores": 0}, "cores is 0"),

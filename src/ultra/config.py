@@ -36,8 +36,8 @@ SHARE = Bounds(0, 1, above=True, below=True)
 PART = Bounds(0, 1, below=True)
 """A share that may be nothing."""
 PROBABILITY = Bounds(0, 1)
-RATE = Bounds(0, 10, above=True)
-"""Of learning."""
+RATE = Bounds(0, 1e38, above=True)
+"""Of learning: any number in single precision."""
 WEIGHT = Bounds(0, 1e9)
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ultra.analysts.base import Analyst
 from ultra.common.errors import UltraError
+
+if TYPE_CHECKING:
+    from ultra.config import LLMConfig
 
 ANALYSTS = {
     "search": "simulated branches over alternative plans; no language model",
@@ -49,3 +54,29 @@ def get_analyst(name: str) -> Analyst:
     module, _, function = _MAKERS[kind].partition(":")
     make: Callable[..., Analyst] = getattr(import_module(f"ultra.analysts.{module}"), function)
     return make(rest) if colon else make()
+
+
+def check_ready(name: str, settings: LLMConfig) -> None:
+    """Check that an analyst can be asked, before anything is spent on what it is to be asked about.
+
+    Args:
+        name: as for `get_analyst`.
+        settings: of language models.
+
+    Raises:
+        UltraError: if there is no such analyst, or something that it needs is missing.
+        LanguageModelError: if a language model cannot be reached.
+    """
+    get_analyst(name)
+    kind, _, rest = name.partition(":")
+    if kind == "llm":
+        from ultra.analysts.llm.models import ModelName
+        from ultra.analysts.llm.ready import check_model
+
+        check_model(ModelName.parse(rest), settings)
+    elif kind == "recorded":
+        from ultra.analysts.recorded import Recording
+
+        Recording(Path(rest), settings.draw)
+    elif kind == "mailbox" and Path(rest).exists() and not Path(rest).is_dir():
+        raise UltraError(f"the mailbox {rest} is a file: name a folder, --analyst mailbox:DIR")

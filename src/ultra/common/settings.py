@@ -216,6 +216,8 @@ _NATURAL = {int: _whole, float: _real, bool: _truth, str: _text}
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, tuple | list):
+        value = " ".join(map(str, value)) or "empty"
     text = f"{value:,}" if isinstance(value, int) and abs(value) >= 10**6 else str(value)
     text = repr(value) if isinstance(value, str) and (not value or value != value.strip()) else " ".join(text.split())
     return text if len(text) <= 100 else f"{text[:100]}..."

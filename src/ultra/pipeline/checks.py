@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ultra.analysts.programs_file import ProgramsAnalyst
-from ultra.analysts.registry import get_analyst
+from ultra.analysts.registry import check_ready, get_analyst
 from ultra.common.errors import UltraError
 from ultra.config import RefineConfig, takes_advice
 from ultra.tasks import Task, get_task
@@ -39,6 +39,7 @@ def check_analyst(config: RefineConfig, task: Task) -> None:
     """
     if not takes_advice(config.method):
         return
+    check_ready(config.analyst, config.llm)
     analyst = get_analyst(config.analyst)
     if isinstance(analyst, ProgramsAnalyst):
         analyst.check(task)

@@ -14,8 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
-from ultra.common.errors import RunDirectoryError
-from ultra.common.files import check_finite, write_atomically, write_json
+from ultra.common.errors import RunDirectoryError, UltraError
+from ultra.common.files import check_finite, to_json_text, write_atomically, write_json
 from ultra.common.locks import LOCK_FILES
 from ultra.common.records import record_from
 from ultra.config import RefineConfig, TrainConfig
@@ -64,6 +64,11 @@ def seen_from(run: Path, config: RefineConfig | TrainConfig) -> str:
     return os.path.relpath(policy, run) if policy else ""
 
 
+def _damaged(manifest: Path, error: Exception) -> RunDirectoryError:
+    reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+    return RunDirectoryError(f"{manifest} is damaged ({reason}): use another --out")
+
+
 @dataclass
 class Run:
     """A run directory.
@@ -94,22 +99,28 @@ class Run:
             raise RunDirectoryError(f"{path} is not a run directory (no run.json): start one with `ultra {command}`")
         try:
             raw = json.loads(manifest.read_text(encoding="utf-8"))
+            if not isinstance(raw, Mapping):
+                raise TypeError(f"it holds {to_json_text(raw)[:40]}, not an object")
             form, maker = raw.get("format", 1), raw["versions"]["ultra-refine"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunDirectoryError(f"{manifest} is damaged ({error}): use another --out") from error
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise _damaged(manifest, error) from error
         if form != FORMAT:
             raise RunDirectoryError(
                 f"{path} has run format {form}, made by ultra-refine {maker}; this version reads format {FORMAT}: "
                 "finish or report it with the version that made it, or repeat its command with another --out"
             )
-        try:
-            found, done, settings, policy = raw["command"], raw["done"], raw["config"], raw.get("policy", "")
-        except KeyError as error:
-            raise RunDirectoryError(f"{manifest} is damaged ({error}): use another --out") from error
+        found = raw.get("command")
+        if found not in ("refine", "train"):
+            raise _damaged(manifest, ValueError(f"its command is {found!r}"))
         if found != command:
             raise RunDirectoryError(f"{path} belongs to `ultra {found}`, not `ultra {command}`: choose another --out")
-        kind = RefineConfig if command == "refine" else TrainConfig
-        return cls(path, command, record_from(kind, settings), done, policy)
+        try:
+            settings = record_from(RefineConfig if command == "refine" else TrainConfig, raw["config"])
+            done = {str(stage): StepBudget.from_dict(budget).as_dict() for stage, budget in raw["done"].items()}
+            policy = str(raw.get("policy", ""))
+        except (UltraError, LookupError, TypeError, AttributeError) as error:
+            raise _damaged(manifest, error) from error
+        return cls(path, command, settings, done, policy)
 
     @classmethod
     def start(cls, path: Path, command: str, config: RefineConfig | TrainConfig) -> Run:

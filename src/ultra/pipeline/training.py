@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +15,29 @@ from ultra.pipeline.progress import Reporter, TrainingLog
 from ultra.pipeline.run import Run, versions
 from ultra.policies.io import load_policy, save_policy
 from ultra.policies.policy import Architecture, create_policy
-from ultra.ppo.train import train
+from ultra.ppo.train import check_rollouts, train
 
 
 def train_policy(path: Path, config: TrainConfig, reporter: Reporter) -> dict[str, Any]:
     """Train in a run directory, which becomes a policy directory; continues where it was interrupted.
 
+    Nothing is written before the task and the settings have been checked.
+
     Returns:
         The contents of `result.json`.
     """
+    config = replace(config, ppo=replace(config.ppo, gamma=config.ppo.discount))
+    task = task_of(config)
+    check_rollouts(config.steps, config.ppo)
+    rng = stream(config.seed, "train")
+    hidden = tuple(config.hidden) if task.image is None else ()
+    fresh = create_policy(Architecture(task.observation_size, task.action_space, hidden, task.image), rng)
     run = Run.start(path, "train", config)
     config = run.config
-    task = task_of(config)
     if task.note:
         reporter.say(f"task      {task.name}: {task.note}")
     budget = run.budget()
     if not run.finished("train"):
-        rng = stream(config.seed, "train")
-        hidden = tuple(config.hidden) if task.image is None else ()
-        fresh = create_policy(Architecture(task.observation_size, task.action_space, hidden, task.image), rng)
         with reporter.bar("train", config.steps) as update:
             log = TrainingLog(run.path, 0, update)
             try:

@@ -45,6 +45,19 @@ ESTIMATED = ("rewards", "values", "next_values", "cut")
 """Arrays of a rollout that the update turns into advantages and returns."""
 
 
+def check_rollouts(steps: int, config: PPOConfig) -> None:
+    """Check that steps suffice for training.
+
+    Raises:
+        UltraError: if not even one rollout fits into them.
+    """
+    if steps < config.samples:
+        raise UltraError(
+            f"{steps} steps are left for training, less than one rollout of {config.samples}: "
+            "raise --steps or lower --ppo.rollout-steps"
+        )
+
+
 @dataclass(frozen=True)
 class Iteration:
     """One rollout and its update, for logs, curves and progress bars."""
@@ -318,12 +331,8 @@ def train(
         UltraError: if not even one rollout fits into `steps`.
         DivergedError: if losses or weights are not finite.
     """
+    check_rollouts(steps, config)
     iterations = steps // config.samples
-    if iterations < 1:
-        raise UltraError(
-            f"{steps} steps are left for training, less than one rollout of {config.samples}: "
-            "raise --steps or lower --ppo.rollout-steps"
-        )
     total = iterations * config.samples
     budget = budget or StepBudget(steps)
 

@@ -169,7 +169,7 @@ def _prepare_policy(study: Study, task: StudyTask, source: Path, out: Path, befo
         check_fits(found.policy, environment.name, environment.observation_size, space, facts)
     except UltraError as error:
         raise UltraError(f"tasks.{task.name}: {error}") from error
-    save_policy(found.policy, copy, {"copied_from": str(place)})
+    save_policy(found.policy, copy, {"copied_from": str(place), "gamma": found.gamma})
     return [f"{task.name}: {line}" for line in (*found.notes, *(f"warning: {text}" for text in found.warnings))]
 
 

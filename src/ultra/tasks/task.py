@@ -127,12 +127,13 @@ def known_tasks() -> dict[str, str]:
     return {name: entry.summary for name, entry in _registry.items()}
 
 
-def make_task(target: str, options: Mapping[str, Any]) -> Task:
+def make_task(target: str, options: Mapping[str, Any], name: str = "") -> Task:
     """Make a task that remembers how, so that worker processes can make it again.
 
     Args:
         target: `module:function`.
         options: arguments of the function.
+        name: as the user knows the task, for errors.
 
     Raises:
         UltraError: if the function cannot be imported or does not take one of the options.
@@ -143,12 +144,12 @@ def make_task(target: str, options: Mapping[str, Any]) -> Task:
     except (ImportError, AttributeError, ValueError) as error:
         raise UltraError(f"cannot import the task {target!r}: {error}") from error
     known = inspect.signature(make).parameters
-    for name in options:
-        if name not in known and not any(item.kind is item.VAR_KEYWORD for item in known.values()):
-            flag = f"env-{name}" if name in ("module", "kwargs") else name
+    for option in options:
+        if option not in known and not any(item.kind is item.VAR_KEYWORD for item in known.values()):
+            flag = f"env-{option}" if option in ("module", "kwargs") else option
             raise UltraError(
-                f"{target.partition(':')[2]} takes no --{flag}: --sticky is for Atari tasks, --threshold for sparse-* "
-                "tasks, --env-module and --env-kwargs for Gymnasium ids"
+                f"{name or target.partition(':')[2]} takes no --{flag}: --sticky is for Atari tasks, --threshold for "
+                "sparse-* tasks, --env-module and --env-kwargs for Gymnasium ids"
             )
     return replace(make(**options), target=target, options=options)
 
@@ -166,7 +167,7 @@ def get_task(name: str, **options: Any) -> Task:
     if options.get("module"):
         import_module(options["module"], name)
     if is_registered(name):
-        task = make_task("ultra.tasks.shipped:gymnasium_task", {"env_id": name, **options})
+        task = make_task("ultra.tasks.shipped:gymnasium_task", {"env_id": name, **options}, name)
         # What was found out about snapshots need not be found out again in every worker.
         return replace(task, options={**task.options, "snapshots": task.snapshots})
     close = similar_ids(name) or difflib.get_close_matches(name.lower(), _registry, n=2, cutoff=0.4)
@@ -180,7 +181,7 @@ def get_task(name: str, **options: Any) -> Task:
 def _known_task(name: str, options: dict[str, Any]) -> Task:
     """A registered task, perhaps with the user's own card of as many facts and actions."""
     rest = {key: value for key, value in options.items() if key != "card"}
-    task = make_task(_registry[name].target, rest)
+    task = make_task(_registry[name].target, rest, name)
     if "card" not in options:
         return task
     card = load_card(Path(options["card"]))

@@ -63,7 +63,12 @@ def identity(name: ModelName, config: LLMConfig) -> dict[str, Any]:
     return who if config.temperature is None else who | {"temperature": config.temperature}
 
 
-def _key(provider: str) -> str | None:
+def find_key(provider: str) -> str | None:
+    """The key of a provider from the environment; None where a local server needs none.
+
+    Raises:
+        UltraError: if it is missing; the variables that may hold it are named.
+    """
     found = [os.environ[name] for name in KEYS[provider] if os.environ.get(name)]
     if not found and provider != "local":
         raise UltraError(f"llm:{provider} needs a key: set the environment variable {' or '.join(KEYS[provider])}")
@@ -76,7 +81,7 @@ def make_model(name: ModelName, config: LLMConfig, client: RecordingClient) -> M
     Raises:
         UltraError: if its key is missing, or --base-url is missing or does not fit.
     """
-    key, url = _key(name.provider), config.base_url or None
+    key, url = find_key(name.provider), config.base_url or None
     try:
         if name.provider == "anthropic":
             from pydantic_ai.models.anthropic import AnthropicModel
