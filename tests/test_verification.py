@@ -372,6 +372,16 @@ def test_runs_without_a_plan_are_shared_by_the_plans_at_a_state() -> None:
         np.testing.assert_array_equal(one.differences, two.differences)
 
 
+def test_the_critic_has_no_say_in_whole_episodes() -> None:
+    """The first step of a game without worth pays nothing, whatever the critic makes of the state after it."""
+    policy = create_policy(Architecture(3, FORCE, (4,)), np.random.default_rng(0))
+    at_a_state, whole = (
+        run_pairs(Game(), policy, [Trial(each, 1.0, (1, 2, 3))], 1.0, 1)[0] for each in (candidate(SET), Candidate(SET))
+    )
+    assert np.all(at_a_state.differences != 0)
+    np.testing.assert_array_equal(whole.differences, 0.0)
+
+
 def test_a_long_branch_is_cut_at_the_horizon() -> None:
     evaluator, budget = evaluator_of(Game(), player(FORCE), horizon=1)
     evaluator.run([Trial(candidate(SET), 1.0, (1, 2, 3))])

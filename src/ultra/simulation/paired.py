@@ -53,7 +53,8 @@ class PairedOutcome:
     """Outcome of the pairs of a trial."""
 
     differences: NDArray[np.float64]
-    """(pairs,) of discounted returns, with the candidate minus without it."""
+    """(pairs,) with the candidate minus without it: of discounted returns with the critic's value of a last state that
+    is not terminal for a plan at a state, of plain returns for whole episodes, in which the critic has no say."""
     steps: int
     """Environment steps taken; branches that trials share are counted once, in the first."""
 
@@ -95,9 +96,12 @@ def run_pairs(
         pairs.append(rows)
         fresh.append(new)
     outcomes = simulate(batch, policy, branches, gamma, deterministic=not sampled)
+    worth = [
+        each.reward if branch.start is None else each.value for branch, each in zip(branches, outcomes, strict=True)
+    ]
     return [
         PairedOutcome(
-            np.array([outcomes[a].value - outcomes[b].value for a, b in rows]),
+            np.array([worth[a] - worth[b] for a, b in rows]),
             sum(outcomes[index].steps for index in new),
         )
         for rows, new in zip(pairs, fresh, strict=True)
