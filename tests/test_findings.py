@@ -12,6 +12,7 @@ from ultra.advice.records import Advice, CriticalState, Verification, save_advic
 from ultra.config import RefineConfig
 from ultra.pipeline.audit import proposals_of_run
 from ultra.pipeline.findings import adoption_lines, program_rows, source_rows, state_rows
+from ultra.pipeline.program_search import carried, winners
 from ultra.pipeline.run import Run
 from ultra.tasks.plans import Plan, Segment
 
@@ -101,3 +102,20 @@ def test_critical_states_are_shown_with_and_without_advice(run: Run) -> None:
          "helps, +2.50 discounted return [+1.00, +4.00] over 8 paired branches"],
         ["round 1, episode 1, step 3", "0.90", "the cart is fast", "-", "-"],
     ]  # fmt: skip
+
+
+def test_a_turn_that_could_not_pay_for_whole_episodes_loses_nothing() -> None:
+    """What did best in short episodes goes on to the next turn, and is verified if no comparison decided."""
+    first = [entrant("lost", "me", 1, 4, -3.0), entrant("good", "me", 1, 4, 12.0), entrant("fair", "me", 1, 4, 2.0)]
+    turns: list[dict[str, Any]] = [{"turn": 1, "entrants": first, "standings": []}]
+    assert [item.program.name for item in carried(turns)] == ["good", "fair"]
+    assert [[each.name for each in programs] for programs in winners(turns)] == [["good"], ["fair"]]
+
+    later = [entrant("good", "me", 1, 9, 12.0), entrant("new", "me", 2, 9, -5.0)]
+    turns.append({"turn": 2, "entrants": later, "standings": [standing(["new"], [-5.0])]})
+    assert [programs[0].name for programs in winners(turns)] == ["good", "fair"]  # one episode decides nothing
+    turns[1]["standings"] = [standing(["good"], [4.0, 6.0, 5.0])]
+    assert [programs[0].name for programs in winners(turns)] == ["good"]
+    assert [item.program.name for item in carried(turns)] == ["good", "fair"]
+    turns = [{"turn": 1, "entrants": later, "standings": [standing(["good"], [-1.0, -2.0, -3.0])]}]
+    assert winners(turns) == [] == carried(turns)

@@ -70,7 +70,7 @@ def report(turn: int = 1, **changes: Any) -> TurnReport:
     alone = Summary(8, 200.0, 600.0, 1.0, (("height", 1.2), ("x_velocity", 2.0)))
     better = Summary(8, 300.0, 930.0, 0.75, (("height", 1.1), ("x_velocity", 3.0)))
     tried = Tried(
-        Proposal(Program.from_json(program("lean", 0.99)), "me", turn), 40, better, 330.0, 210.0, 450.0, 8, (0.52,)
+        Proposal(Program.from_json(program("lean", 0.99)), "me", turn), 40, better, 330.0, 210.0, 450.0, 8, held=(0.52,)
     )
     facts = np.tile(np.array(HOPPER.make_local_batch(1).facts()), (6, 1)) + np.arange(6)[:, None] * 0.1
     trace = Trace(facts, np.zeros((5, 3), np.float32), np.arange(5.0), True)
@@ -160,7 +160,7 @@ def test_the_question_holds_the_language_as_the_parser_has_it(name: str, case: C
     brief = Brief(task, None, 12, 3, 2400, turns=3, race_steps=20_000, verify_steps=9_000)
     question = programs_question(brief, episodes, STATES)
     assert SYNTAX in question.instructions and LIMITS in question.instructions
-    assert "20,000 environment steps to race and tune" in question.instructions
+    assert "20,000 environment steps, as many as " in question.instructions
     assert "9,000 to verify" in question.instructions
     assert ("`set` replaces" in question.instructions) == (name == "hopper")
     for kind in ("median", "best", "worst"):
@@ -181,6 +181,22 @@ def test_the_report_of_a_turn_says_what_a_reader_needs() -> None:
     )[:-1]:  # fmt: skip
         assert part in text, part
     assert "$" not in text and "no more in a step" not in text
+
+
+def test_numbers_that_were_not_tuned_are_not_called_tuned_and_failures_of_the_simulator_share_a_line() -> None:
+    proposal = report().tried[0].proposal
+    own = [Proposal(replace(proposal.program, name=name), "search", 0) for name in ("push", "brake", "lift")]
+    tried = (
+        Tried(proposal, 1, difference=7.0, tuned=False),
+        Tried(own[0], 1, difference=-5.0),
+        Tried(own[1], 0),
+        Tried(own[2], 1, difference=2.0),
+    )
+    text = turn_text(HOPPER, report(tried=tried), 2400, "6")
+    assert "1. lean (turn 1): +7 to the agent alone in short episodes (1 played" in text
+    assert "Numbers as given, not tuned yet: g 0.99" in text
+    assert "2. lift (the simulator's own): +2" in text
+    assert "The simulator's own programs that did not help: push -5, brake not played." in text
 
 
 def test_a_gain_that_lies_in_the_time_limit_alone_is_said() -> None:

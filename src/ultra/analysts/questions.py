@@ -44,11 +44,14 @@ WINDOWS = 1.2
 """Length of the steps around critical states, as a multiple of an episode's text."""
 LATER = "6"
 """Programs that are asked for in each later turn, at most."""
-PROGRAMS = "6 to 10"
+PROGRAMS = ((20, "3 to 5"), (100, "4 to 6"), (float("inf"), "6 to 10"))
+"""Programs that are asked for where the steps of a turn last for fewer of the agent's episodes than so many."""
 POTENTIALS = "3"
-"""Programs and potentials that are asked for."""
+"""Potentials that are asked for, at most."""
 SHARES = {"median": 0.6, "best": 0.4, "worst": 0.4}
 """Length of the episodes that are shown with the question for programs, as shares of an episode's text."""
+MEANS = " (means over the states tried: small ones may be noise, the large ones count more than any assumption)"
+"""What is said of effects."""
 EXPLAINED = 240
 """Characters of an explanation that are repeated."""
 
@@ -123,9 +126,16 @@ def advise_question(brief: Brief, index: int, episode: Trajectory, states: Seque
 def programs_question(brief: Brief, episodes: Sequence[Trajectory], states: Sequence[CriticalState]) -> Question:
     """Programs and potentials for the whole policy: what it does, how it fails, and what programs can say."""
     discrete = isinstance(brief.task.action_space, Discrete)
+    lasts = brief.race_steps / float(np.mean([len(episode) for episode in episodes]))
     values = {
         "language": _language(brief.task),
-        "steps": _steps(brief),
+        "steps": _steps(brief, lasts),
+        "acting": (
+            "it samples its actions there too"
+            if brief.task.sampled_evaluation
+            else "it takes its most likely actions there, without exploration noise, so it may do better than in the "
+            "episodes below"
+        ),
         "stance": (
             "The agent is stuck and gets little: whole controllers that do the task by themselves are wanted most, "
             "beside a few corrections of what it does."
@@ -133,7 +143,7 @@ def programs_question(brief: Brief, episodes: Sequence[Trajectory], states: Sequ
             else "The agent does part of the task: corrections on top of it are wanted most (what it does well "
             "survives), and one or two whole controllers if you know how the task is done."
         ),
-        "programs": PROGRAMS,
+        "programs": next(words for most, words in PROGRAMS if lasts < most),
         "potentials": POTENTIALS,
         "effect": '"action": "..."' if discrete else '"set": {...} or "add": {...}',
         "states": _named(brief, states),
@@ -170,14 +180,15 @@ def _cut(text: str) -> str:
     return shorten(text, EXPLAINED, placeholder=" ...")
 
 
-def _steps(brief: Brief) -> str:
+def _steps(brief: Brief, lasts: float) -> str:
     limit = f"An episode lasts at most {brief.task.time_limit:,} steps."
     if not brief.race_steps:
         return limit
     verify = f", and {brief.verify_steps:,} to verify the best" if brief.verify_steps else ""
     turns = f" There are at most {brief.turns} turns." if brief.turns > 1 else ""
+    long = f", as many as {lasts:,.0f} of the agent's episodes," if lasts >= 1 else ""
     return (
-        f"The simulator has about {brief.race_steps:,} environment steps to race and tune the programs of a turn"
+        f"The simulator has about {brief.race_steps:,} environment steps{long} to race and tune the programs of a turn"
         f"{verify}. {limit}{turns}"
     )
 
@@ -275,7 +286,7 @@ def task_text(brief: Brief) -> str:
         "Facts, one column each in the tables, in this order (those that do not change in an episode are left out):\n"
         + "\n".join(facts),
         "Actions:\n" + "\n".join(f"- {action.name}: {action.meaning}" for action in card.actions),
-        "Measured effects of actions (trust these over any assumption):\n" + describe_effects(brief.effects),
+        f"Measured effects of actions{MEANS if brief.effects else ''}:\n{describe_effects(brief.effects)}",
     ]
     return "\n\n".join(parts)
 

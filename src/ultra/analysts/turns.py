@@ -95,6 +95,7 @@ class Tried:
         difference: mean paired difference of the return to the agent alone, on common episodes; None if not played.
         low, high: 95% interval of the difference; None where there is only one pair.
         pairs: episodes behind the difference.
+        tuned: whether its numbers are others than those that were proposed.
         held: for each rule, the share of steps in which its guard held; empty if not known.
         verdict: of verification in fresh episodes (`helps`, `harms`, `unclear`); empty if it was not verified.
         problem: why it could not be played; empty if it could.
@@ -107,6 +108,7 @@ class Tried:
     low: float | None = None
     high: float | None = None
     pairs: int = 0
+    tuned: bool = True
     held: tuple[float, ...] = ()
     verdict: str = ""
     problem: str = ""
@@ -160,7 +162,7 @@ def turn_text(task: Task, report: TurnReport, tokens: int, programs: str) -> str
         "spent": f"{report.steps:,}",
         "left": f"{report.left:,}",
         "alone": _summary(report.alone) + ".",
-        "tried": "\n\n".join(_tried(number, item, report) for number, item in enumerate(report.tried, 1)),
+        "tried": _all_tried(report),
         "traces": _traces(task, report, tokens),
         "left_turns": (
             f"There {'is one more turn' if left == 1 else f'are {left} more turns'}."
@@ -182,6 +184,21 @@ def _summary(summary: Summary) -> str:
     )
 
 
+def _all_tried(report: TurnReport) -> str:
+    """What became of every program; the simulator's own ones that did not help share a line."""
+    hopeless = [not item.proposal.turn and (item.difference or 0.0) <= 0 for item in report.tried]
+    failed = [item for item, said in zip(report.tried, hopeless, strict=True) if said]
+    told = [item for item, said in zip(report.tried, hopeless, strict=True) if not said]
+    parts = [_tried(number, item, report) for number, item in enumerate(told, 1)]
+    if failed:
+        names = (
+            f"{item.proposal.program.name} {'not played' if item.difference is None else f'{item.difference:+.3g}'}"
+            for item in failed
+        )
+        parts.append(f"The simulator's own programs that did not help: {', '.join(names)}.")
+    return "\n\n".join(parts)
+
+
 def _tried(number: int, item: Tried, report: TurnReport) -> str:
     program = item.proposal.program
     of = f"turn {item.proposal.turn}" if item.proposal.turn else "the simulator's own"
@@ -191,7 +208,8 @@ def _tried(number: int, item: Tried, report: TurnReport) -> str:
         if longer_only(item.summary, report.alone):
             lines.append("Its gain lies in longer episodes alone: it earns no more in a step than the agent.")
     if program.parameters:
-        lines.append(f"Tuned: {', '.join(map(_parameter, program.parameters))}.")
+        numbers = ", ".join(map(_parameter, program.parameters))
+        lines.append(f"{'Tuned' if item.tuned else 'Numbers as given, not tuned yet'}: {numbers}.")
     if item.held:
         lines.append(f"Its rules held in {', '.join(f'{share:.0%}' for share in item.held)} of the steps.")
     return "\n   ".join(lines)
@@ -205,7 +223,7 @@ def _found(item: Tried) -> str:
     interval = ""
     if item.low is not None and item.high is not None and math.isfinite(item.low + item.high):
         interval = f" [{item.low:+.3g}, {item.high:+.3g}]"
-    over = f" over {item.pairs} common episode{'s' * (item.pairs > 1)}" if item.pairs else " in its first episodes"
+    over = f" over {item.pairs} common episode{'s' * (item.pairs > 1)}" if item.pairs else " in short episodes"
     verdict = f"; verified in fresh episodes: {item.verdict}" if item.verdict else ""
     return f"{item.difference:+.3g}{interval} to the agent alone{over} ({item.episodes} played to tune it){verdict}."
 

@@ -26,17 +26,22 @@ from ultra.programs.compiled import Compiled, Controller, compile_potential, com
 from ultra.programs.records import Potential, Program
 from ultra.simulation.paired import Candidate, PairedEvaluator
 from ultra.tuning.entrants import Proposal, enter
-from ultra.tuning.race import Race, Standing, race
+from ultra.tuning.race import Race, Standing, first_episodes, race
 from ultra.verification.verdicts import FIRST_LOOK, verify
 
 CARRIED = 3
 """Programs that go on to the next turn with their tuned numbers."""
 STRUCTURES = 12
-"""Corrections from the card that race in each turn where the analyst is not `search` itself."""
+"""Corrections from the card that race in the first turn where the analyst is not `search` itself, at most: no more than
+leave `ITS_DUE` episodes of the first wave to every program."""
+ITS_DUE = 2
+"""Episodes."""
 VERIFIED = 3
 """Winners of turns that are verified in fresh episodes."""
 MOST_PAIRS = 32
 """Pairs of whole episodes for one of them, at most."""
+FEW = 3
+"""Whole episodes below which the comparison at a turn's end decides nothing."""
 PROGRAMS = "programs.json"
 """In a round's folder: what became of every proposal, and what was verified."""
 POTENTIALS = "potentials.json"
@@ -132,13 +137,14 @@ class ProgramSearch:
         if not new and turn > 1:
             return False
         pool = [*carried(earlier), *new]
+        share = left // (self.turns_of(analyst) - turn + 1)
         if self.config.structures and analyst.name not in ("search", "worst", "random") and turn == 1:
-            pool += search_proposals(self.case, STRUCTURES)
+            played = share / (ITS_DUE * first_episodes(self.usual, self.horizon)[1])
+            pool += search_proposals(self.case, int(np.clip(played - len(pool), 0, STRUCTURES)))
         if not pool:
             return False
         entrants = enter(pool, self.compile, stream(self._seed, "programs", self.plan.number, "tuning", turn))
-        turns_left = self.turns_of(analyst) - turn + 1
-        evaluator = self._evaluator("analyse", left // turns_left, self.horizon, "race", turn)
+        evaluator = self._evaluator("analyse", share, self.horizon, "race", turn)
         found = race(entrants, evaluator, evaluator.left, self.usual, self.compile, self.say, incumbents(earlier))
         self._tell(turn, found)
         write_json(self.turn_path(turn), self._record(turn, found, potentials))
@@ -237,7 +243,8 @@ class ProgramSearch:
         tuned = Program.from_json(item["tuned"]) if item["tuned"] else proposal.program
         own = [s for s in standings if len(s.programs) == 1 and s.programs[0].name == proposal.program.name]
         if not own:
-            return Tried(replace(proposal, program=tuned), item["episodes"], difference=item["gain"])
+            changed = tuned != proposal.program
+            return Tried(replace(proposal, program=tuned), item["episodes"], difference=item["gain"], tuned=changed)
         best = own[0]
         pairs = len(best.differences)
         spread = mean_interval(best.differences.tolist()) if pairs > 1 else None
@@ -253,6 +260,7 @@ class ProgramSearch:
             spread.low if spread else None,
             spread.high if spread else None,
             pairs,
+            tuned=best.programs[0] != proposal.program,
         )
 
     # -- verification ------------------------------------------------------------------------------
@@ -263,15 +271,9 @@ class ProgramSearch:
         Episodes are whole where the allowance lasts for `FIRST_LOOK` pairs of them, else cut so that it does.
         """
         turns = self.turns()
-        winners: dict[tuple[Program, ...], float] = {}
-        for turn in turns:
-            for standing in map(_standing, turn["standings"][:1]):
-                if standing.gain > 0:
-                    winners[standing.programs] = standing.gain
-        # Later turns compare with the best of earlier ones, so theirs come first.
         allowance = min(allowance, self.case.budget.remaining)
         affordable = max(1, allowance // (2 * FIRST_LOOK * self.horizon))
-        best = list(winners)[::-1][: min(VERIFIED, affordable)]
+        best = winners(turns)[: min(VERIFIED, affordable)]
         longest = min(self.horizon, allowance // (2 * FIRST_LOOK))
         if best and longest < self.horizon:
             self.say(f"verify    in episodes of {longest:,} steps, for lack of steps: raise --programs-share")
@@ -322,16 +324,20 @@ def read_potentials(folder: Path) -> list[Potential]:
 
 
 def carried(turns: Sequence[dict[str, Any]]) -> list[Proposal]:
-    """The best programs of earlier turns with their tuned numbers."""
+    """The best programs of earlier turns with their tuned numbers: first those that were compared in whole episodes,
+    then, where the steps did not last for that, those that did best in the short ones."""
     found: dict[str, Proposal] = {}
     for turn in reversed(turns):
         sources = {item["program"]["name"]: item for item in turn["entrants"]}
         for standing in turn["standings"]:
-            if len(standing["programs"]) != 1 or float(np.mean(standing["differences"])) <= 0:
-                continue
-            program = Program.from_json(standing["programs"][0])
-            origin = sources[program.name]
-            found.setdefault(program.name, Proposal(program, origin["source"], origin["turn"]))
+            if len(standing["programs"]) == 1 and float(np.mean(standing["differences"])) > 0:
+                program = Program.from_json(standing["programs"][0])
+                origin = sources.get(program.name)
+                if origin is not None:
+                    found.setdefault(program.name, Proposal(program, origin["source"], origin["turn"]))
+    for turn in reversed(turns):
+        for item in _promising(turn):
+            found.setdefault(item["program"]["name"], Proposal(_tuned(item), item["source"], item["turn"]))
     return list(found.values())[:CARRIED]
 
 
@@ -339,6 +345,30 @@ def incumbents(turns: Sequence[dict[str, Any]]) -> list[tuple[Program, ...]]:
     """What led the comparison of each earlier turn, the latest first."""
     leaders = [_standing(turn["standings"][0]) for turn in reversed(turns) if turn["standings"]]
     return list(dict.fromkeys(leader.programs for leader in leaders if leader.gain > 0))
+
+
+def winners(turns: Sequence[dict[str, Any]]) -> list[tuple[Program, ...]]:
+    """What is worth verifying, the most promising first.
+
+    Later turns compare with the best of earlier ones, so their winners come first. Where no turn has one, for lack of
+    steps or because one whole episode went badly, verification decides about what did best in short episodes.
+    """
+    found = incumbents(turns)
+    if not found:
+        found = [(_tuned(item),) for turn in reversed(turns) for item in _promising(turn)]
+    return list(dict.fromkeys(found))
+
+
+def _promising(turn: dict[str, Any]) -> list[dict[str, Any]]:
+    """Entrants that looked better than the agent alone, the best first, in a turn without a proper comparison."""
+    if turn["standings"] and len(turn["standings"][0]["differences"]) >= FEW:
+        return []
+    better = [item for item in turn["entrants"] if item["gain"] is not None and item["gain"] > 0]
+    return sorted(better, key=lambda item: -item["gain"])
+
+
+def _tuned(entrant: dict[str, Any]) -> Program:
+    return Program.from_json(entrant["tuned"] or entrant["program"])
 
 
 def _standing(item: dict[str, Any]) -> Standing:

@@ -19,7 +19,7 @@ from ultra.tuning.arena import Arena, Evaluator
 from ultra.tuning.comparison import Standing, compare
 from ultra.tuning.entrants import CompilePrograms, Entrant, Programs, Tuner
 
-__all__ = ["Race", "Standing", "race"]
+__all__ = ["Race", "Standing", "first_episodes", "race"]
 
 SCREENING, COMPARING = 0.35, 0.25
 """Shares of the allowance: at most for the first wave, and for the comparison at the end."""
@@ -87,6 +87,24 @@ def race(
     return _Race(entrants, Arena(evaluator, allowance), usual, compile_all, say, incumbents).run()
 
 
+def first_episodes(usual: float | None, horizon: int) -> tuple[int, float]:
+    """The longest episode of the first wave, and how long one is expected to last, in steps.
+
+    Args:
+        usual: as in `race`.
+        horizon: of a whole episode.
+    """
+    if usual is None:
+        longest = _within(ENDLESS * horizon, horizon)
+        return longest, float(longest)
+    longest = _within(ROOM * usual, horizon)
+    return longest, float(min(longest, usual))
+
+
+def _within(steps: float, horizon: int) -> int:
+    return min(horizon, max(SHORTEST, int(steps)))
+
+
 class _Race:
     def __init__(
         self,
@@ -100,14 +118,12 @@ class _Race:
         self._entrants, self._arena, self._incumbents = tuple(entrants), arena, list(incumbents)
         self._compile, self._say = compile_all, say
         self._ends = usual is not None
-        first = ROOM * usual if usual is not None else ENDLESS * arena.horizon
-        self._longest = self._within(first)
-        self._expected = float(self._longest if usual is None else min(self._longest, usual))
+        self._longest, self._expected = first_episodes(usual, arena.horizon)
         self._waves = 0
         self._stacks: list[Entrant] = []
 
     def _within(self, steps: float) -> int:
-        return min(self._arena.horizon, max(SHORTEST, int(steps)))
+        return _within(steps, self._arena.horizon)
 
     def run(self) -> Race:
         alive = self._screen()
