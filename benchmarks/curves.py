@@ -48,7 +48,6 @@ Measured = dict[str, float]
 ENVIRONMENTS = (8, 16, 32, 64, 128, 256, 512)
 WIDTHS = (64, 128, 256, 512)
 ENTRIES = (10, 100, 1_000, 10_000)
-RULES = (0, 50)
 TOGETHER = 64
 """States that are matched at once."""
 LIMITS = {"memory": ("megabytes", 1536.0), "help": ("seconds", 0.3), "import": ("seconds", 0.2)}
@@ -84,8 +83,8 @@ def unguided(seconds: float) -> Measured:
     return {"loop": loop_rate(fresh_policy(TASK), NoGuidance(), seconds)}
 
 
-def guidance(seconds: float, entries: int, rules: int) -> Measured:
-    """The whole loop with a table and rules, and matching alone."""
+def guidance(seconds: float, entries: int) -> Measured:
+    """The whole loop with a table, and matching alone."""
     import numpy as np
 
     from ultra.config import PPOConfig
@@ -101,7 +100,7 @@ def guidance(seconds: float, entries: int, rules: int) -> Measured:
         return len(visited)
 
     matching = 1e6 / rate_of(match, seconds)
-    whole = guidance_over(TASK, visited, entries, rules, PPOConfig().environments, anneal_until=1.0)
+    whole = guidance_over(TASK, visited, entries, PPOConfig().environments, anneal_until=1.0)
     return {"matching": matching, "loop": loop_rate(fresh_policy(TASK), whole, seconds)}
 
 
@@ -154,7 +153,7 @@ KINDS: dict[str, tuple[Callable[..., Measured], tuple[str, ...]]] = {
     "environments": (environments, ("count",)),
     "width": (width, ("units",)),
     "unguided": (unguided, ()),
-    "guidance": (guidance, ("entries", "rules")),
+    "guidance": (guidance, ("entries",)),
     "memory": (memory, ("episodes",)),
     "help": (lambda seconds: start_up(seconds, "-m", "ultra", "--help"), ()),
     "import": (lambda seconds: start_up(seconds, "-c", "import ultra"), ()),
@@ -165,11 +164,11 @@ COLUMNS = ("kind", "point", "round", "quantity", "value")
 def points(tiny: bool) -> list[tuple[str, tuple[int, ...]]]:
     """Every point of every curve; `tiny` takes the smallest of each, to see that the command works."""
     if tiny:
-        return [("environments", (8,)), ("width", (64,)), ("unguided", ()), ("guidance", (10, 50)), ("memory", (2,)),
+        return [("environments", (8,)), ("width", (64,)), ("unguided", ()), ("guidance", (10,)), ("memory", (2,)),
                 ("help", ()), ("import", ())]  # fmt: skip
     return [
         *(("environments", (count,)) for count in ENVIRONMENTS), *(("width", (units,)) for units in WIDTHS),
-        ("unguided", ()), *(("guidance", (entries, rules)) for rules in RULES for entries in ENTRIES),
+        ("unguided", ()), *(("guidance", (entries,)) for entries in ENTRIES),
         ("memory", (1000,)), ("help", ()), ("import", ()),
     ]  # fmt: skip
 
@@ -253,18 +252,17 @@ def page(figures: Figures, rounds: int, picture: str, reading: str) -> str:
               "| units | whole loop, steps/s |", "|---|---|"]  # fmt: skip
     lines += [f"| {point} | {figures.cell('width', point, 'loop')} |" for point in figures.points("width")]
     lines += [
-        "", "## Table of advice and rules", "",
-        f"In the loop entries lie near visited states, so that nearly every state is critical; rules never hold. "
+        "", "## Table of advice", "",
+        f"In the loop entries lie near visited states, so that nearly every state is critical. "
         f"Guidance lasts for the whole training here (by default for its first 60%). The share is against the loop "
         f"without guidance: {figures.cell('unguided', '', 'loop')} steps/s. Matching is what one step of {TOGETHER} "
         "states takes by itself, none of which is found: then all are looked up again at the next step.", "",
-        "| entries | rules | whole loop, steps/s | share | matching, us |", "|---|---|---|---|---|",
+        "| entries | whole loop, steps/s | share | matching, us |", "|---|---|---|---|",
     ]  # fmt: skip
     for point in figures.points("guidance"):
-        entries, rules = point.split()
         share = figures.median("guidance", point, "loop") / figures.median("unguided", "", "loop")
         cells = [figures.cell("guidance", point, name) for name in ("loop", "matching")]
-        lines.append(f"| {int(entries):,} | {rules} | {cells[0]} | {share:.0%} | {cells[1]} |")
+        lines.append(f"| {int(point):,} | {cells[0]} | {share:.0%} | {cells[1]} |")
     lines += ["", "## Memory and start-up", "", "| | | target | |", "|---|---|---|---|"]
     for kind, words in (("memory", "MB at most, a run that collects {} episodes"),
                         ("help", "`ultra --help`, seconds"), ("import", "`import ultra`, seconds")):  # fmt: skip
@@ -285,8 +283,8 @@ def draw(figures: Figures, path: Path) -> None:
 
     figure, panels = pyplot.subplots(1, 3, figsize=(10.5, 3.2), dpi=110, layout="constrained")
 
-    def curve(axes: Any, kind: str, quantity: str, name: str, rules: str | None = None) -> None:
-        found = [point for point in figures.points(kind) if rules is None or point.split()[1] == rules]
+    def curve(axes: Any, kind: str, quantity: str, name: str) -> None:
+        found = figures.points(kind)
         if not found:
             return
         x = [int(point.split()[0]) for point in found]
@@ -298,8 +296,7 @@ def draw(figures: Figures, path: Path) -> None:
     curve(panels[0], "environments", "simulator", "simulator alone")
     curve(panels[0], "environments", "collection", "collection")
     curve(panels[1], "width", "loop", "whole loop")
-    for rules in RULES:
-        curve(panels[2], "guidance", "loop", f"whole loop, {rules} rules", str(rules))
+    curve(panels[2], "guidance", "loop", "whole loop")
     for axes, words in zip(panels, ("environments", "units in a layer", "entries of the table"), strict=True):
         axes.set_xscale("log", base=10 if "entries" in words else 2)
         axes.set_xlabel(words)

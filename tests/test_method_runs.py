@@ -38,7 +38,7 @@ BASE = RefineConfig(
     task="brief-hopper",
     policy=str(POLICIES / "hopper"),
     method="rice",
-    steps=1200,
+    steps=2400,
     workers=1,
     collect=CollectConfig(share=0.2),
     statemask=StateMaskConfig(share=0.3),

@@ -112,5 +112,5 @@ def test_a_threshold_for_another_task_is_one_clear_error(tmp_path: Path) -> None
     config = RefineConfig("hopper", str(tmp_path / "policy"), threshold=1.0)
     with pytest.raises(UltraError, match=r"hopper takes no --threshold: .* for sparse-"):
         api.refine(config, tmp_path / "run")
-    with pytest.raises(UltraError, match="threshold is -1.0, but must be at least 0"):
+    with pytest.raises(UltraError, match=r"threshold is -1\.0, but must be at least 0"):
         api.refine(RefineConfig("sparse-hopper", str(tmp_path / "policy"), threshold=-1.0), tmp_path / "other")

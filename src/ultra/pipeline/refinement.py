@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ultra.advice.records import Advice, load_advice, load_states, save_advice, save_states
+from ultra.advice.records import Advice, CriticalState, load_advice, load_states, save_advice, save_states
 from ultra.analysts.base import Case
-from ultra.analysts.programs_file import ProgramsAnalyst
 from ultra.analysts.registry import get_analyst
 from ultra.collection.collect import collect, collect_within
 from ultra.collection.trajectories import Trajectory, save_trajectory
@@ -43,7 +42,7 @@ from ultra.pipeline.round_advice import RoundAdvice
 from ultra.pipeline.run import ANALYSIS_STAGES, Run, versions
 from ultra.pipeline.schedule import Round, describe, schedule
 from ultra.pipeline.sharing import share_analysis
-from ultra.pipeline.usage import usage_of
+from ultra.pipeline.usage import READERS, usage_of
 from ultra.policies.io import load_policy, save_policy
 from ultra.policies.opening import open_policy
 from ultra.policies.policy import Policy, check_fits
@@ -242,9 +241,12 @@ class Refinement:
 
     def _identify(self, plan: Round) -> None:
         analyst = get_analyst(analyst_of(self.config))
-        with self.case(plan.number, "identify") as case:
-            states = analyst.identify(case)
-        if not states and plan.points and not isinstance(analyst, ProgramsAnalyst):
+        states: list[CriticalState] = []
+        # Where only programs are wanted, critical states are for those who read.
+        if plan.points or not plan.programs or analyst.name.startswith(READERS):
+            with self.case(plan.number, "identify") as case:
+                states = analyst.identify(case)
+        if not states and plan.points:
             raise UltraError(f"analyst {analyst.name!r} found no critical state: raise --analyse.share")
         states = [replace(state, round=plan.number) for state in states]
         save_states(states, self.run.round(plan.number) / "states.jsonl")

@@ -154,6 +154,8 @@ class Run:
         old, new = relevant_settings(self.config), relevant_settings(config)
         if self.policy and self.policy == seen_from(self.path, config):
             old["policy"] = new["policy"]
+        if new["ppo.gamma"] is None:  # settled when the run began
+            new["ppo.gamma"] = old.get("ppo.gamma")
         for name in new:
             if old.get(name) != new[name]:
                 raise RunDirectoryError(
