@@ -165,7 +165,7 @@ class AnchorConfig(Settings):
 
     critic_rollouts: Annotated[int, Bounds(0, 1_000_000)] = 5
     """Rollouts at the start in which only the critic is fitted."""
-    noise: Annotated[float, Bounds(0, 10, above=True)] = 1.0
+    noise: Annotated[float, Bounds(0, 1e9, above=True)] = 1.0
     """Largest initial exploration noise: standard deviation as a share of half an action's range. With 0.1 a policy
     hardly moves: it forgets little and learns little."""
     weight: Annotated[float, WEIGHT] = 1.0

@@ -26,13 +26,13 @@ def likely_cause(wanted: int, given: int, actions: int, name: str) -> str:
     """
     older = _OLDER.get(name.rpartition("-v")[0].lower() or name.lower(), {})
     if wanted in older:
-        return f"those of {older[wanted]}, the version of Gym's days: give that as the task"
+        return f"{older[wanted]}, of Gym's days, has those: give it as the task"
     for size, version in {given: "", **older}.items():
         wrapper = _wrapper(wanted, size, actions)
         if wrapper:
             place = f" around {version}" if version else ""
             return (
-                f"so it was probably trained behind {wrapper}{place}: register the environment with that wrapper in a "
+                f"it was probably trained behind {wrapper}{place}: register the environment with that wrapper in a "
                 "file of your own and add --env-module FILE (docs/own-environment.md)"
             )
     return "was it trained on another task?"
