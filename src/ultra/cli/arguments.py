@@ -247,6 +247,11 @@ class LedgerArguments(Settings):
 
 
 @dataclass(frozen=True)
+class LedgerCostArguments(LedgerArguments):
+    """Requests, answers and tokens in the ledger, and what they cost."""
+
+
+@dataclass(frozen=True)
 class LedgerExportArguments(Settings):
     """Write answers as JSON Lines, for `import` and for `--analyst recorded:FILE`."""
 

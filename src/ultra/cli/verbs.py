@@ -13,6 +13,7 @@ from ultra.cli.arguments import (
     CheckArguments,
     ExportArguments,
     LedgerArguments,
+    LedgerCostArguments,
     LedgerExportArguments,
     LedgerImportArguments,
     ProgramsCheckArguments,
@@ -219,7 +220,7 @@ GROUPS: dict[str, Group] = {
     "llm": {"check": (CheckArguments, _check)},
     "ledger": {
         "list": (LedgerArguments, _list),
-        "cost": (LedgerArguments, _cost),
+        "cost": (LedgerCostArguments, _cost),
         "export": (LedgerExportArguments, _export_answers),
         "import": (LedgerImportArguments, _import),
         "why-miss": (WhyMissArguments, _why_miss),
