@@ -11,7 +11,7 @@ from rich.table import Table
 from ultra.api import refine
 from ultra.config import AnalyseConfig, CollectConfig, EvaluateConfig, PPOConfig, RefineConfig
 from ultra.pipeline.progress import Reporter
-from ultra.pipeline.reporting import advice_of, comparison, draw_curves, explain, programs_text, write_report
+from ultra.pipeline.reporting import advice_of, comparison, draw_curves, explain, programs_summary, write_report
 from ultra.pipeline.run import Run
 from ultra.policies.io import SHIPPED
 
@@ -61,7 +61,7 @@ def quickstart(task: str, out: Path, steps: int, seed: int, reporter: Reporter) 
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    told = programs_text(results[-1])
+    told = programs_summary(results[-1])
     if told:
         console.print(f"\n{told}", markup=False)
     picture = folder / f"curves-{seed}.png"

@@ -215,19 +215,20 @@ def audit_table(audit: dict[str, Any], analyst: str) -> str:
 
 
 def programs_text(result: dict[str, Any]) -> str:
-    """How many programs each source proposed, those that were verified, as a Markdown table, and what was adopted.
+    """The programs of a run as a Markdown table, and what was adopted; empty if none were asked for."""
+    rows = [[name, *rest] for name, _, *rest in program_rows(result)]
+    table = markdown_table([PROGRAMS_HEADER[0], *PROGRAMS_HEADER[2:]], rows) if rows else ""
+    return table + "".join(f"\n{line}\n" for line in adoption_lines(result))
 
-    Empty if none were asked for; the report has all of them.
-    """
-    proposals = result.get("proposals") or {}
-    verified = {item["name"] for item in proposals.get("programs", []) if item["verdict"] is not None}
-    rows = [[name, *rest] for name, _, *rest in program_rows(result) if name in verified]
+
+def programs_summary(result: dict[str, Any]) -> str:
+    """How many programs each source proposed, and what was adopted; empty if none were asked for."""
+    sources = (result.get("proposals") or {}).get("by_source", {})
     counts = "".join(
         f"Programs of {source}: {', '.join(f'{count} {what}' for what, count in found.items())}.\n"
-        for source, found in proposals.get("by_source", {}).items()
+        for source, found in sources.items()
     )
-    table = "\n" + markdown_table([PROGRAMS_HEADER[0], *PROGRAMS_HEADER[2:]], rows) if rows else ""
-    return counts + table + "".join(f"\n{line}\n" for line in adoption_lines(result))
+    return counts + "".join(f"\n{line}\n" for line in adoption_lines(result))
 
 
 def write_report(runs: Sequence[Run], out: Path) -> Path:
