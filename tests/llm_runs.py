@@ -19,9 +19,9 @@ from ultra.tasks import get_task
 TASK = "CartPole-v1"
 
 
-def make_policy(path: Path, task_name: str = TASK) -> Path:
+def make_policy(path: Path, task_name: str = TASK, hidden: tuple[int, ...] = (8,)) -> Path:
     task = get_task(task_name)
-    architecture = Architecture(task.observation_size, task.action_space, (8,))
+    architecture = Architecture(task.observation_size, task.action_space, hidden)
     save_policy(create_policy(architecture, np.random.default_rng(0)), path)
     return path
 

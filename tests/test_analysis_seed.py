@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
+from tests.llm_runs import make_policy
 from tests.policies import same
 from tests.short_tasks import registered
 from tests.test_programs_run import BALANCE, HARM, TASK, written
@@ -29,9 +29,7 @@ from ultra.pipeline.program_search import ProgramSearch
 from ultra.pipeline.progress import Reporter
 from ultra.pipeline.refinement import Refinement
 from ultra.pipeline.run import Run
-from ultra.policies.io import load_policy, save_policy
-from ultra.policies.policy import Architecture, create_policy
-from ultra.tasks import get_task
+from ultra.policies.io import load_policy
 
 pytestmark = pytest.mark.slow
 
@@ -45,11 +43,7 @@ def _tasks() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh policy, which soon falls."""
-    path = tmp_path_factory.mktemp("policy")
-    task = get_task("CartPole-v1")
-    shape = Architecture(task.observation_size, task.action_space, (16, 16))
-    save_policy(create_policy(shape, np.random.default_rng(0)), path)
-    return path
+    return make_policy(tmp_path_factory.mktemp("policy"), "CartPole-v1", (16, 16))
 
 
 @pytest.fixture(scope="module")

@@ -50,8 +50,10 @@ POTENTIALS = "3"
 """Potentials that are asked for, at most."""
 SHARES = {"median": 0.6, "best": 0.4, "worst": 0.4}
 """Length of the episodes that are shown with the question for programs, as shares of an episode's text."""
-MEANS = " (means over the states tried: small ones may be noise, the large ones count more than any assumption)"
-"""What is said of effects."""
+EFFECTS_ARE_MEANS = (
+    " (means over the states tried: small ones may be noise, the large ones count more than any assumption)"
+)
+"""Said before the measured effects of actions."""
 EXPLAINED = 240
 """Characters of an explanation that are repeated."""
 
@@ -286,7 +288,7 @@ def task_text(brief: Brief) -> str:
         "Facts, one column each in the tables, in this order (those that do not change in an episode are left out):\n"
         + "\n".join(facts),
         "Actions:\n" + "\n".join(f"- {action.name}: {action.meaning}" for action in card.actions),
-        f"Measured effects of actions{MEANS if brief.effects else ''}:\n{describe_effects(brief.effects)}",
+        f"Measured effects of actions{EFFECTS_ARE_MEANS if brief.effects else ''}:\n{describe_effects(brief.effects)}",
     ]
     return "\n\n".join(parts)
 

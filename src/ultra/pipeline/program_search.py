@@ -32,10 +32,9 @@ from ultra.verification.verdicts import FIRST_LOOK, verify
 CARRIED = 3
 """Programs that go on to the next turn with their tuned numbers."""
 STRUCTURES = 12
-"""Corrections from the card that race in the first turn where the analyst is not `search` itself, at most: no more than
-leave `ITS_DUE` episodes of the first wave to every program."""
-ITS_DUE = 2
-"""Episodes."""
+"""Most structures of `search` that race in the first turn beside another analyst's programs."""
+SCREENED = 2
+"""Fewer of them race where the steps would not last for so many episodes of the first wave for every program."""
 VERIFIED = 3
 """Winners of turns that are verified in fresh episodes."""
 MOST_PAIRS = 32
@@ -139,7 +138,7 @@ class ProgramSearch:
         pool = [*carried(earlier), *new]
         share = left // (self.turns_of(analyst) - turn + 1)
         if self.config.structures and analyst.name not in ("search", "worst", "random") and turn == 1:
-            played = share / (ITS_DUE * first_episodes(self.usual, self.horizon)[1])
+            played = share / (SCREENED * first_episodes(self.usual, self.horizon)[1])
             pool += search_proposals(self.case, int(np.clip(played - len(pool), 0, STRUCTURES)))
         if not pool:
             return False

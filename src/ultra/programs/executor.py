@@ -53,11 +53,6 @@ class Executor:
         """Whether a program is followed in any environment, so that facts are needed."""
         return bool((self._which >= 0).any())
 
-    @property
-    def looks_back(self) -> bool:
-        """Whether any of the programs looks one step back: then every step's facts must be shown to it."""
-        return self._looks_back
-
     def begin(self, environments: Any) -> None:
         """Episodes begin in these environments: clocks, memory and the facts of the start are new."""
         self._fresh[environments] = True

@@ -282,11 +282,6 @@ class Condition:
         columns = self.tape.reads(FACTS) | self.tape.reads(PREVIOUS) | self.tape.reads(START)
         return frozenset(self.names[column] for column in columns)
 
-    @property
-    def uses_previous(self) -> bool:
-        """Whether it looks one step back."""
-        return bool(self.tape.reads(PREVIOUS))
-
     def evaluate(self, facts: Values, previous: Values | None = None) -> NDArray[np.bool_]:
         """Where the guard holds (n,).
 
